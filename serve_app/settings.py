@@ -1,0 +1,112 @@
+"""Every setting, once, with its unit in its name. YAML keys are these field names.
+
+`Settings` is the application's `args`: it shapes the graph and the engine, and changing it rebuilds them. The other
+three are each the `user_config` of the deployment that uses it, and may change while the service runs.
+"""
+
+import difflib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError
+
+from serve_app.errors import SettingsError
+
+Device = Literal["auto", "cpu", "cuda"]
+Precision = Literal["auto", "fp32", "fp16", "bf16"]
+PictureFormat = Literal["jpeg", "webp", "png", "avif"]
+ResizeMode = Literal["align", "half", "tf"]
+
+MIB = 2**20
+MIN_SIDE = 8  # pixels: the generator divides by four and then reflects one pixel at each edge
+
+
+class StrictModel(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Settings(StrictModel):
+    """The application's `args`.
+
+    Attributes:
+        device: `auto` takes CUDA where Ray grants a GPU, else the CPU. `cpu` says that a granted GPU is not meant.
+        precision: of the generator; `auto` is fp16 on CUDA and fp32 on a CPU.
+        threads: of the generator on a CPU: a number, `share` (the replica's num_cpus) or `host` (every core).
+        styles_dir: pulled and imported styles; default `ANIMEGAN_STYLES_DIR`, else beside the shipped ones.
+        cuda_context_bytes: what a process takes on the card before its first tensor; taken off the allocator's share.
+    """
+
+    device: Device = "auto"
+    precision: Precision = "auto"
+    threads: PositiveInt | Literal["share", "host"] = "share"
+    styles_dir: Path | None = None
+    cuda_context_bytes: PositiveInt = 700 * MIB
+
+
+class IngressSettings(StrictModel):
+    """`user_config` of the Ingress: defaults and limits of a request.
+
+    Attributes:
+        default_style: painted with when a request names none.
+        default_format: encoded to when neither `format` nor `Accept` decides.
+        max_side: pixels of the longer painted side; larger photographs are fitted. WebP ends at 16,383.
+        max_bytes: of one upload.
+        retry_after_s: what a refusal for lack of room tells the client to wait.
+    """
+
+    default_style: str = "toon"
+    default_format: PictureFormat = "jpeg"
+    max_side: int = Field(default=1024, ge=MIN_SIDE, le=16_383)
+    max_bytes: PositiveInt = 32 * MIB
+    retry_after_s: PositiveInt = 2
+
+
+class CodecSettings(StrictModel):
+    """`user_config` of the Codec.
+
+    Attributes:
+        max_pixels: of a photograph as its header states it, before anything is decoded.
+    """
+
+    max_pixels: PositiveInt = 64_000_000
+
+
+class StylizerSettings(StrictModel):
+    """`user_config` of the Stylizer.
+
+    Attributes:
+        max_batch_size: pictures of one style and size painted together.
+        stuck_after_s: a batch that runs longer than this makes the replica unhealthy, and Serve replaces it.
+    """
+
+    max_batch_size: PositiveInt = 4
+    stuck_after_s: PositiveInt = 120
+
+
+Model = TypeVar("Model", bound=StrictModel)
+
+
+def load_settings(model: type[Model], values: Mapping[str, Any], where: str) -> Model:
+    """Checks YAML values against a settings model.
+
+    Raises:
+        SettingsError: naming `where`, each wrong key, and the key that was probably meant.
+    """
+    try:
+        return model.model_validate(dict(values))
+    except ValidationError as error:
+        # The first part of a location is the key; what follows are the model's own inner types.
+        problems = [
+            describe(f"{where}.{detail['loc'][0]}", detail["type"], detail["msg"], list(model.model_fields))
+            for detail in error.errors()
+        ]
+        raise SettingsError("; ".join(dict.fromkeys(problems))) from None
+
+
+def describe(key: str, kind: str, message: str, known: list[str]) -> str:
+    """One sentence on one wrong key."""
+    if kind != "extra_forbidden":
+        return f"{key}: {message}"
+    close = difflib.get_close_matches(key.rsplit(".", 1)[-1], known, n=1)
+    return f"{key}: unknown key" + (f", did you mean {close[0]}?" if close else f" (known: {', '.join(known)})")

@@ -1,0 +1,64 @@
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+
+import pytest
+import torch
+from helpers import make_style, torch_bytes
+from seeding import seeded_state
+from torch import Tensor
+
+from serve_app.checkpoints import save_style
+from serve_app.generator import Generator
+from serve_app.styles import STYLES_DIR_VARIABLE, InstalledStyle, read_installed
+
+RunCommand = Callable[..., int]
+
+
+@pytest.fixture(scope="session", autouse=True)
+def one_thread() -> Iterator[None]:
+    """On pictures this small, threads mostly wait for each other."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="session")
+def weights() -> Mapping[str, Tensor]:
+    """The generator's weights by the seeding rule; a test that changes them makes a new dict."""
+    return seeded_state(Generator())
+
+
+@pytest.fixture(scope="session")
+def checkpoint(weights: Mapping[str, Tensor]) -> bytes:
+    """Those weights as the public checkpoints come: a plain state dict in PyTorch's zip."""
+    return torch_bytes(weights)
+
+
+@pytest.fixture(scope="session")
+def seeded_style(weights: Mapping[str, Tensor], tmp_path_factory: pytest.TempPathFactory) -> InstalledStyle:
+    path = tmp_path_factory.mktemp("styles") / "seeded.safetensors"
+    save_style(weights, make_style(), path)
+    return read_installed(path)
+
+
+@pytest.fixture
+def styles_dir(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty local folder of styles, named by the environment."""
+    folder = tmp_path / "styles"
+    folder.mkdir()
+    monkeypatch.setenv(STYLES_DIR_VARIABLE, str(folder))
+    return folder
+
+
+@pytest.fixture
+def animegan(monkeypatch: pytest.MonkeyPatch) -> RunCommand:
+    """Runs the command `animegan` with these arguments, in this process."""
+
+    def run(*arguments: object) -> int:
+        from serve_app.cli import main
+
+        monkeypatch.setattr("sys.argv", ["animegan", *map(str, arguments)])
+        return main()
+
+    return run

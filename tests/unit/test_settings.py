@@ -1,0 +1,89 @@
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pydantic import ValidationError
+
+from serve_app.errors import SettingsError
+from serve_app.settings import (
+    CodecSettings,
+    IngressSettings,
+    Settings,
+    StrictModel,
+    StylizerSettings,
+    load_settings,
+)
+
+
+def refusal(model: type[StrictModel], values: dict[str, Any], where: str = "args") -> str:
+    with pytest.raises(SettingsError) as caught:
+        load_settings(model, values, where)
+    return str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("model", "values", "sentence"),
+    [
+        (Settings, {"devise": "cpu"}, "args.devise: unknown key, did you mean device?"),
+        (IngressSettings, {"max_sides": 9}, "args.max_sides: unknown key, did you mean max_side?"),
+        (CodecSettings, {"max_pixel": 9}, "args.max_pixel: unknown key, did you mean max_pixels?"),
+        (StylizerSettings, {"batch_size": 9}, "args.batch_size: unknown key, did you mean max_batch_size?"),
+    ],
+)
+def test_unknown_key_is_named_with_the_key_that_was_meant(
+    model: type[StrictModel], values: dict[str, Any], sentence: str
+) -> None:
+    assert refusal(model, values) == sentence
+
+
+def test_unknown_key_that_resembles_nothing_is_named_with_all_keys() -> None:
+    assert (
+        refusal(StylizerSettings, {"zzz": 1}, "Stylizer.user_config")
+        == "Stylizer.user_config.zzz: unknown key (known: max_batch_size, stuck_after_s)"
+    )
+
+
+@pytest.mark.parametrize(
+    ("model", "values", "sentence"),
+    [
+        (Settings, {"device": "gpu"}, "args.device: Input should be 'auto', 'cpu' or 'cuda'"),
+        (Settings, {"precision": "fp8"}, "args.precision: Input should be 'auto', 'fp32', 'fp16' or 'bf16'"),
+        (IngressSettings, {"max_side": 7}, "args.max_side: Input should be greater than or equal to 8"),
+        (IngressSettings, {"max_bytes": 0}, "args.max_bytes: Input should be greater than 0"),
+        (CodecSettings, {"max_pixels": "many"}, "args.max_pixels: Input should be a valid integer, unable to parse"),
+        (StylizerSettings, {"max_batch_size": 0}, "args.max_batch_size: Input should be greater than 0"),
+        (StylizerSettings, {"stuck_after_s": None}, "args.stuck_after_s: Input should be a valid integer"),
+    ],
+)
+def test_wrong_value_is_named_by_its_key(model: type[StrictModel], values: dict[str, Any], sentence: str) -> None:
+    assert refusal(model, values).startswith(sentence)
+
+
+def test_every_wrong_key_is_named_at_once() -> None:
+    message = refusal(Settings, {"device": "gpu", "precison": "fp16"})
+    assert message == (
+        "args.device: Input should be 'auto', 'cpu' or 'cuda'; args.precison: unknown key, did you mean precision?"
+    )
+
+
+@pytest.mark.parametrize("threads", [1, 6, "share", "host"])
+def test_threads_may_be_a_number_or_a_word(threads: object) -> None:
+    assert load_settings(Settings, {"threads": threads}, "args").threads == threads
+
+
+@pytest.mark.parametrize("threads", [0, -1, 2.5, "all", None])
+def test_other_threads_are_refused_under_the_key_as_it_is_written(threads: object) -> None:
+    findings = refusal(Settings, {"threads": threads}).split("; ")
+    assert {finding.split(": ")[0] for finding in findings} == {"args.threads"}
+    assert "args.threads: Input should be 'share' or 'host'" in findings
+
+
+def test_styles_dir_becomes_a_path() -> None:
+    assert load_settings(Settings, {"styles_dir": "/srv/styles"}, "args").styles_dir == Path("/srv/styles")
+
+
+@pytest.mark.parametrize("model", [Settings, IngressSettings, CodecSettings, StylizerSettings])
+def test_settings_are_complete_without_any_key_and_cannot_be_changed(model: type[StrictModel]) -> None:
+    settings = load_settings(model, {}, "args")
+    with pytest.raises(ValidationError, match="Instance is frozen"):
+        setattr(settings, next(iter(model.model_fields)), "changed")
