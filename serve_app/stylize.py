@@ -1,0 +1,171 @@
+"""The painting of one batch: uint8 frames in, uint8 frames out, scaling on the device."""
+
+import gc
+import logging
+import os
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from serve_app.checkpoints import load_generator
+from serve_app.errors import DeviceError, OutOfMemory, RequestError
+from serve_app.frames import Frame
+from serve_app.generator import Generator
+from serve_app.settings import Device, Precision, Settings
+from serve_app.styles import InstalledStyle
+
+logger = logging.getLogger(__name__)
+
+DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+WARM_UP_SIDE = 64  # pixels: every kernel is loaded and every layer's memory touched, in milliseconds
+
+
+class Stylist:
+    """Paints batches with any of its styles, on one device. Not thread-safe: one batch at a time.
+
+    Args:
+        styles: to load, by name; each takes 8 MB in float32.
+        settings: device, precision and threads.
+        gpu_share: the part of a GPU that this process was granted, 0 for none.
+        cpu_share: the number of CPUs that this process was granted.
+
+    Raises:
+        DeviceError: if the device is not there, or a GPU was granted that cannot be used.
+        StyleError: if a style's file is damaged.
+    """
+
+    def __init__(
+        self, styles: dict[str, InstalledStyle], settings: Settings, gpu_share: float = 0, cpu_share: float = 1
+    ) -> None:
+        self.device = choose_device(settings.device, gpu_share, torch.cuda.is_available())
+        self.dtype = choose_dtype(settings.precision, self.device)
+        if self.device.type == "cuda":
+            bound_cuda_memory(gpu_share or 1, settings.cuda_context_bytes)
+        else:
+            torch.set_num_threads(count_threads(settings, cpu_share))
+        self._generators = {name: self._place(load_generator(style)) for name, style in styles.items()}
+
+    def _place(self, generator: Generator) -> Generator:
+        return generator.to(self.device, self.dtype).to(memory_format=torch.channels_last)
+
+    def warm_up(self) -> None:
+        """Paints one small picture in every style, so that the first user does not wait for kernels to load."""
+        for name in self._generators:
+            (outcome,) = self.paint(name, [np.zeros((WARM_UP_SIDE, WARM_UP_SIDE, 3), np.uint8)])
+            if isinstance(outcome, Exception):
+                raise outcome
+
+    def paint(self, style: str, frames: Sequence[Frame]) -> list[Frame | Exception]:
+        """Paints frames of one size, (H, W, 3) uint8 each.
+
+        Returns:
+            In order, a painted frame or what kept it from being painted. A batch that fails is halved, down to single
+            frames, so that one bad frame fails alone.
+        """
+        outcome: Exception | None = None
+        try:
+            return list(self._forward(style, frames))
+        except Exception as error:
+            if len(frames) == 1:
+                outcome = as_request_error(error)
+            else:
+                logger.warning("a batch of %d failed (%s), halving it", len(frames), type(error).__name__)
+        release_memory()  # outside the except clause: its traceback would keep the activations alive
+        if outcome is not None:
+            return [outcome]
+        middle = len(frames) // 2
+        return self.paint(style, frames[:middle]) + self.paint(style, frames[middle:])
+
+    @torch.inference_mode()
+    def _forward(self, style: str, frames: Sequence[Frame]) -> Frame:
+        photo = torch.from_numpy(np.stack(frames)).to(self.device)  # (N, H, W, 3), read-only frames copied by stack
+        x = photo.permute(0, 3, 1, 2).to(self.dtype).div_(127.5).sub_(1)  # (N, 3, H, W), already channels_last
+        painted: Tensor = self._generators[style](x)
+        pixels = painted.float().add_(1).mul_(127.5).round_().clamp_(0, 255).to(torch.uint8)
+        result: Frame = pixels.permute(0, 2, 3, 1).contiguous().cpu().numpy()  # (N, H, W, 3)
+        return result
+
+
+def as_request_error(error: Exception) -> Exception:
+    """Out of memory becomes the client's 503; anything else is ours and stays what it is."""
+    if isinstance(error, RequestError):
+        return error
+    if is_out_of_memory(error):
+        return OutOfMemory(
+            "There is not enough memory to paint this picture now; try again, or ask for a smaller max_side.",
+            retry_after_s=10,
+        )
+    logger.exception("painting failed", exc_info=error)
+    return RuntimeError("painting failed")
+
+
+def is_out_of_memory(error: Exception) -> bool:
+    if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
+        return True
+    return isinstance(error, RuntimeError) and "can't allocate memory" in str(error)  # the CPU allocator's own words
+
+
+def release_memory() -> None:
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+
+
+def choose_device(device: Device, gpu_share: float, has_cuda: bool) -> torch.device:
+    """
+    Raises:
+        DeviceError: saying what was granted, what is there, and which setting says that the CPU is meant.
+    """
+    if device == "cpu":
+        return torch.device("cpu")
+    if has_cuda and (device == "cuda" or gpu_share > 0):
+        if not (torch.backends.cudnn.enabled and torch.backends.cudnn.is_available()):  # type: ignore[no-untyped-call]
+            raise DeviceError(
+                "cuDNN is missing or switched off: without it a 7 x 7 convolution builds a buffer of 12 GiB for one "
+                "1024 x 1024 picture. Install a torch build that carries cuDNN."
+            )
+        return torch.device("cuda")
+    if device == "cuda" or gpu_share > 0:
+        asked = f"num_gpus is {gpu_share:g}" if gpu_share > 0 else "device is cuda"
+        raise DeviceError(
+            f"{asked}, but torch sees no CUDA device on this machine. Set device: cpu in the application's args if "
+            "painting on the CPU is meant; otherwise install a CUDA build of torch and the GPU's driver."
+        )
+    return torch.device("cpu")
+
+
+def choose_dtype(precision: Precision, device: torch.device) -> torch.dtype:
+    if precision == "auto":
+        precision = "fp16" if device.type == "cuda" else "fp32"
+    return DTYPES[precision]
+
+
+def count_threads(settings: Settings, cpu_share: float) -> int:
+    if settings.threads == "host":
+        # The cores that this process may use, where the system can tell; macOS cannot.
+        return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    if settings.threads == "share":
+        return max(1, int(cpu_share))
+    return settings.threads
+
+
+def bound_cuda_memory(gpu_share: float, context_bytes: int) -> None:
+    total = torch.cuda.get_device_properties(0).total_memory
+    torch.cuda.set_per_process_memory_fraction(allocator_fraction(gpu_share, total, context_bytes))
+
+
+def allocator_fraction(gpu_share: float, total_bytes: int, context_bytes: int) -> float:
+    """The part of the card that tensors may take: the share less what the CUDA context itself takes outside it.
+
+    Raises:
+        DeviceError: if the share does not even hold the context.
+    """
+    fraction = min(gpu_share, 1.0) - context_bytes / total_bytes
+    if fraction <= 0:
+        raise DeviceError(
+            f"num_gpus {gpu_share:g} of a card of {total_bytes} bytes is less than one CUDA context "
+            f"({context_bytes} bytes); raise num_gpus."
+        )
+    return fraction

@@ -1,0 +1,88 @@
+"""The generator against the reference implementation, and a real checkpoint against its reference pictures."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from seeding import seeded_state
+from shared import SHARED, needs_shared
+
+from serve_app.checkpoints import load_generator, read_checkpoint, save_style
+from serve_app.generator import Generator
+from serve_app.settings import Settings
+from serve_app.styles import Style, installed_styles
+from serve_app.stylize import Stylist
+
+GOLDEN = sorted((Path(__file__).parent / "data").glob("*.npz"))
+
+
+def seeded_generator(mode: str) -> Generator:
+    generator = Generator(mode)
+    generator.load_state_dict(seeded_state(generator))
+    return generator.eval()
+
+
+def to_input(photo: np.ndarray) -> torch.Tensor:
+    return torch.from_numpy(photo).permute(0, 3, 1, 2).float() / 127.5 - 1
+
+
+def test_golden_data_is_there() -> None:
+    modes = {path.name.split("_")[0] for path in GOLDEN}
+    assert modes == {"align", "half", "tf"}
+
+
+def test_generator_has_the_published_number_of_parameters() -> None:
+    assert sum(parameter.numel() for parameter in Generator().parameters()) == 2_143_552
+
+
+@pytest.mark.parametrize("path", GOLDEN, ids=lambda path: path.stem)
+@torch.inference_mode()
+def test_generator_equals_reference(path: Path) -> None:
+    golden = np.load(path)
+    painted = seeded_generator(path.name.split("_")[0])(to_input(golden["photo"])).numpy()
+    assert np.abs(painted - golden["painted"]).max() <= 1e-4
+
+
+@torch.inference_mode()
+def test_batch_equals_its_single_runs() -> None:
+    generator = seeded_generator("align")
+    photos = to_input(np.load(Path(__file__).parent / "data" / "align_batch2_40x48.npz")["photo"])
+    batch = generator(photos)
+    singles = torch.cat([generator(photo[None]) for photo in photos])
+    assert (batch - singles).abs().max() <= 1e-5
+
+
+@pytest.fixture(scope="module")
+def hayao(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A styles folder with the real checkpoint, imported."""
+    folder = tmp_path_factory.mktemp("styles")
+    checkpoint = SHARED / "weights" / "hayao_99.pt"
+    style = Style(
+        name="hayao", title="Hayao", resize="tf", eps=1e-12, licence="non-commercial", source="test", credit="test"
+    )
+    save_style(read_checkpoint(checkpoint.read_bytes(), checkpoint.name), style, folder / "hayao.safetensors")
+    return folder
+
+
+@needs_shared
+@pytest.mark.parametrize("name", ["portrait", "street"])
+def test_real_checkpoint_paints_its_reference_picture(hayao: Path, name: str) -> None:
+    photo = np.asarray(Image.open(SHARED / "golden" / f"hayao_99_{name}_photo.png").convert("RGB"))
+    reference = np.asarray(Image.open(SHARED / "golden" / f"hayao_99_{name}_painted.png").convert("RGB"))
+    styles = {"hayao": installed_styles(hayao)["hayao"]}
+    (painted,) = Stylist(styles, Settings(device="cpu", threads="host")).paint("hayao", [photo])
+    assert np.abs(painted.astype(float) - reference).mean() <= 1.0
+
+
+@needs_shared
+def test_other_resize_mode_misses_the_reference_picture(hayao: Path) -> None:
+    """Guards the test above: it can tell the modes apart."""
+    photo = np.asarray(Image.open(SHARED / "golden" / "hayao_99_portrait_photo.png").convert("RGB"))[:256, :256]
+    style = installed_styles(hayao)["hayao"]
+    right, wrong = (
+        load_generator(style.model_copy(update={"resize": mode}))(to_input(photo[None])).detach()
+        for mode in ("tf", "align")
+    )
+    assert (right - wrong).abs().mean() * 127.5 > 1.0

@@ -1,0 +1,324 @@
+import os
+import subprocess
+import sys
+import textwrap
+import weakref
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+import pytest
+import torch
+from shared import ROOT
+
+from serve_app.checkpoints import load_generator
+from serve_app.errors import DeviceError, OutOfMemory
+from serve_app.frames import Frame
+from serve_app.settings import Device, Precision, Settings
+from serve_app.styles import InstalledStyle
+from serve_app.stylize import Stylist, allocator_fraction, choose_device, choose_dtype, count_threads
+
+MIB = 2**20
+CPU, CUDA = torch.device("cpu"), torch.device("cuda")
+MARK = 77  # the first value of a frame that a broken forward pass chokes on
+
+
+@pytest.fixture
+def stylist(seeded_style: InstalledStyle) -> Iterator[Stylist]:
+    threads = torch.get_num_threads()
+    yield Stylist({"seeded": seeded_style}, Settings(device="cpu", threads=1))
+    torch.set_num_threads(threads)
+
+
+def frame_of(height: int, width: int, seed: int = 0) -> Frame:
+    return np.random.default_rng(seed).integers(0, 256, (height, width, 3), np.uint8)
+
+
+def break_on_mark(stylist: Stylist, monkeypatch: pytest.MonkeyPatch, error: Exception, mark: int = MARK) -> list[int]:
+    """Lets every forward pass that holds a marked frame raise; returns the batch sizes tried."""
+    forward = stylist._forward
+    tried: list[int] = []
+
+    def broken(style: str, frames: Sequence[Frame]) -> Frame:
+        tried.append(len(frames))
+        if any(frame[0, 0, 0] == mark for frame in frames):
+            raise error
+        return forward(style, frames)
+
+    monkeypatch.setattr(stylist, "_forward", broken)
+    return tried
+
+
+def marked_frame() -> Frame:
+    frame = frame_of(16, 16)
+    frame[0, 0, 0] = MARK
+    return frame
+
+
+def plain_frames(count: int) -> list[Frame]:
+    frames = [frame_of(16, 16, seed) for seed in range(1, count + 1)]
+    for frame in frames:
+        frame[0, 0, 0] = MARK + 1
+    return frames
+
+
+def worst_difference(one: Frame, other: Frame) -> int:
+    return int(np.abs(one.astype(int) - other).max())
+
+
+@pytest.mark.parametrize(
+    ("device", "gpu_share", "has_cuda", "chosen"),
+    [
+        ("auto", 0, False, CPU),
+        ("auto", 0, True, CPU),  # a GPU that Ray did not grant belongs to somebody else
+        ("cpu", 0.25, False, CPU),
+        ("cpu", 0.25, True, CPU),
+        ("auto", 0.25, True, CUDA),
+        ("cuda", 0.25, True, CUDA),
+        ("cuda", 0, True, CUDA),
+    ],
+)
+def test_device_is_what_was_granted_unless_the_cpu_is_meant(
+    monkeypatch: pytest.MonkeyPatch, device: Device, gpu_share: float, has_cuda: bool, chosen: torch.device
+) -> None:
+    monkeypatch.setattr("torch.backends.cudnn.is_available", lambda: True)
+    assert choose_device(device, gpu_share, has_cuda) == chosen
+
+
+@pytest.mark.parametrize(
+    ("device", "gpu_share", "asked"),
+    [("auto", 0.25, "num_gpus is 0.25"), ("cuda", 1, "num_gpus is 1"), ("cuda", 0, "device is cuda")],
+)
+def test_gpu_that_is_not_there_is_refused_with_the_way_out(device: Device, gpu_share: float, asked: str) -> None:
+    with pytest.raises(DeviceError) as caught:
+        choose_device(device, gpu_share, has_cuda=False)
+    assert str(caught.value) == (
+        f"{asked}, but torch sees no CUDA device on this machine. Set device: cpu in the application's args if "
+        "painting on the CPU is meant; otherwise install a CUDA build of torch and the GPU's driver."
+    )
+
+
+def test_gpu_without_cudnn_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torch.backends.cudnn.is_available", lambda: False)
+    with pytest.raises(DeviceError, match=r"^cuDNN is missing or switched off: "):
+        choose_device("auto", 0.25, has_cuda=True)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
+def test_stylist_refuses_to_start_without_the_gpu_it_was_granted(seeded_style: InstalledStyle) -> None:
+    with pytest.raises(DeviceError, match=r"^num_gpus is 0\.25, but torch sees no CUDA device"):
+        Stylist({"seeded": seeded_style}, Settings(), gpu_share=0.25)
+
+
+@pytest.mark.parametrize(
+    ("precision", "device", "dtype"),
+    [
+        ("auto", CPU, torch.float32),
+        ("auto", CUDA, torch.float16),
+        ("fp32", CUDA, torch.float32),
+        ("fp16", CUDA, torch.float16),
+        ("bf16", CPU, torch.bfloat16),
+    ],
+)
+def test_precision_is_halved_on_cuda_unless_told_otherwise(
+    precision: Precision, device: torch.device, dtype: torch.dtype
+) -> None:
+    assert choose_dtype(precision, device) == dtype
+
+
+@pytest.mark.parametrize(
+    ("threads", "cpu_share", "count"),
+    [(3, 1, 3), ("share", 2, 2), ("share", 2.9, 2), ("share", 0.25, 1), ("share", 0, 1)],
+)
+def test_threads_are_a_number_or_the_replicas_share(threads: object, cpu_share: float, count: int) -> None:
+    assert count_threads(Settings(threads=threads), cpu_share) == count  # type: ignore[arg-type]
+
+
+def test_threads_of_the_host_are_the_cores_that_this_process_may_use(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 2, 5}, raising=False)
+    assert count_threads(Settings(threads="host"), 1) == 3
+
+
+def test_threads_of_the_host_are_all_cores_where_nothing_confines_a_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delattr(os, "sched_getaffinity", raising=False)  # macOS and Windows have none
+    monkeypatch.setattr(os, "cpu_count", lambda: 10)
+    assert count_threads(Settings(threads="host"), 1) == 10
+
+
+def test_stylist_takes_the_threads_it_was_told(seeded_style: InstalledStyle, stylist: Stylist) -> None:
+    assert torch.get_num_threads() == 1
+    Stylist({"seeded": seeded_style}, Settings(device="cpu", threads=2))
+    assert torch.get_num_threads() == 2
+
+
+@pytest.mark.parametrize("total", [16 * 2**30, 141 * 2**30])
+def test_four_quarters_and_their_contexts_fit_the_card(total: int) -> None:
+    context = 700 * MIB
+    tensors = allocator_fraction(0.25, total, context) * total
+    assert 4 * (tensors + context) == pytest.approx(total)
+
+
+def test_whole_card_less_one_context_is_the_most_that_tensors_take() -> None:
+    assert allocator_fraction(2, 1000 * MIB, 100 * MIB) == pytest.approx(0.9)
+
+
+def test_share_that_does_not_hold_a_context_is_refused() -> None:
+    with pytest.raises(DeviceError) as caught:
+        allocator_fraction(0.1, 4096 * MIB, 700 * MIB)
+    assert str(caught.value) == (
+        f"num_gpus 0.1 of a card of {4096 * MIB} bytes is less than one CUDA context ({700 * MIB} bytes); "
+        "raise num_gpus."
+    )
+
+
+@pytest.mark.parametrize(("height", "width"), [(8, 8), (17, 33), (31, 16)])
+def test_painting_has_the_photographs_size_whatever_it_is(stylist: Stylist, height: int, width: int) -> None:
+    (painted,) = stylist.paint("seeded", [frame_of(height, width)])
+    assert isinstance(painted, np.ndarray)
+    assert painted.shape == (height, width, 3)
+    assert painted.dtype == np.uint8
+    assert painted.std() > 1  # not a grey plate
+
+
+def test_painting_is_the_generators_output_scaled_to_bytes(stylist: Stylist, seeded_style: InstalledStyle) -> None:
+    photo = frame_of(24, 16)
+    with torch.inference_mode():
+        x = torch.from_numpy(photo).permute(2, 0, 1)[None].float() / 127.5 - 1
+        expected = ((load_generator(seeded_style)(x)[0] + 1) * 127.5).permute(1, 2, 0).numpy()
+    (painted,) = stylist.paint("seeded", [photo])
+    assert np.abs(painted - expected).max() < 0.5 + 0.01
+
+
+def test_photograph_is_not_changed_and_may_be_read_only(stylist: Stylist) -> None:
+    photo = frame_of(16, 16)
+    copy = photo.copy()
+    photo.setflags(write=False)  # as Ray hands it over
+    stylist.paint("seeded", [photo])
+    assert np.array_equal(photo, copy)
+
+
+def test_picture_in_a_batch_is_painted_as_if_alone(stylist: Stylist) -> None:
+    photos = [frame_of(24, 40, seed) for seed in range(3)]
+    photos[1][:] //= 4  # a dark one among bright ones
+    together = stylist.paint("seeded", photos)
+    for photo, painted in zip(photos, together, strict=True):
+        assert worst_difference(painted, stylist.paint("seeded", [photo])[0]) <= 1  # of 255
+
+
+def test_warm_up_paints_in_every_style(seeded_style: InstalledStyle, monkeypatch: pytest.MonkeyPatch) -> None:
+    stylist = Stylist({"one": seeded_style, "two": seeded_style}, Settings(device="cpu", threads=1))
+    painted: list[str] = []
+    forward = stylist._forward
+    monkeypatch.setattr(stylist, "_forward", lambda style, frames: painted.append(style) or forward(style, frames))
+    stylist.warm_up()
+    assert painted == ["one", "two"]
+
+
+def test_warm_up_that_fails_keeps_the_replica_from_starting(stylist: Stylist, monkeypatch: pytest.MonkeyPatch) -> None:
+    break_on_mark(stylist, monkeypatch, MemoryError(), mark=0)
+    with pytest.raises(OutOfMemory):
+        stylist.warm_up()
+
+
+@pytest.mark.parametrize("position", range(4))
+def test_frame_that_fails_fails_alone(stylist: Stylist, monkeypatch: pytest.MonkeyPatch, position: int) -> None:
+    frames = plain_frames(3)
+    expected = stylist.paint("seeded", frames)
+    frames.insert(position, marked_frame())
+    break_on_mark(stylist, monkeypatch, ValueError("a bad frame"))
+    outcomes = stylist.paint("seeded", frames)
+    assert isinstance(outcomes.pop(position), RuntimeError)
+    for outcome, painted in zip(outcomes, expected, strict=True):
+        assert worst_difference(outcome, painted) <= 1
+
+
+def test_batch_that_fails_is_halved_not_taken_apart(stylist: Stylist, monkeypatch: pytest.MonkeyPatch) -> None:
+    tried = break_on_mark(stylist, monkeypatch, ValueError("a bad frame"))
+    stylist.paint("seeded", [marked_frame(), *plain_frames(7)])
+    assert tried == [8, 4, 2, 1, 1, 2, 4]
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        RuntimeError(
+            "[enforce fail at alloc_cpu.cpp:127] err == 0. DefaultCPUAllocator: can't allocate memory: you tried to "
+            "allocate 135268352 bytes. Error code 12 (Cannot allocate memory)"
+        ),
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 512.00 MiB."),
+        MemoryError(),
+    ],
+    ids=["cpu-allocator", "cuda", "numpy"],
+)
+def test_lack_of_memory_is_a_503_that_says_what_to_do_and_the_next_picture_is_painted(
+    stylist: Stylist, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    break_on_mark(stylist, monkeypatch, error)
+    (outcome,) = stylist.paint("seeded", [marked_frame()])
+    assert isinstance(outcome, OutOfMemory)
+    assert outcome.status == 503
+    assert outcome.retry_after_s == 10
+    assert str(outcome) == (
+        "There is not enough memory to paint this picture now; try again, or ask for a smaller max_side."
+    )
+    (painted,) = stylist.paint("seeded", plain_frames(1))
+    assert isinstance(painted, np.ndarray)
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_memory_is_given_back_after_a_failed_pass_has_let_go_of_it(
+    stylist: Stylist, monkeypatch: pytest.MonkeyPatch, count: int
+) -> None:
+    class Activations:
+        pass
+
+    alive: list[weakref.ref[Activations]] = []
+    held_at_release: list[int] = []
+
+    def hold_and_fail(style: str, frames: Sequence[Frame]) -> Frame:
+        activations = Activations()
+        alive.append(weakref.ref(activations))
+        raise torch.OutOfMemoryError("CUDA out of memory.")
+
+    monkeypatch.setattr(stylist, "_forward", hold_and_fail)
+    monkeypatch.setattr(
+        "serve_app.stylize.release_memory",
+        lambda: held_at_release.append(sum(activations() is not None for activations in alive)),
+    )
+    stylist.paint("seeded", plain_frames(count))
+    assert set(held_at_release) == {0}
+
+
+def test_other_failure_tells_the_log_but_not_the_client(
+    stylist: Stylist, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    break_on_mark(stylist, monkeypatch, ValueError("a secret of the house"))
+    (outcome,) = stylist.paint("seeded", [marked_frame()])
+    assert type(outcome) is RuntimeError
+    assert str(outcome) == "painting failed"
+    assert outcome.__cause__ is outcome.__context__ is None
+    assert "a secret of the house" in caplog.text
+
+
+def test_real_refusal_of_the_allocator_is_out_of_memory(seeded_style: InstalledStyle) -> None:
+    resource = pytest.importorskip("resource", reason="only POSIX bounds a process's memory")
+    del resource
+    script = f"""
+        import resource
+        from pathlib import Path
+        import numpy as np
+        from serve_app.settings import Settings
+        from serve_app.styles import read_installed
+        from serve_app.stylize import Stylist
+
+        style = read_installed(Path({str(seeded_style.path)!r}))
+        stylist = Stylist({{"seeded": style}}, Settings(device="cpu", threads=1))
+        small, large = (np.zeros((side, side, 3), np.uint8) for side in (16, 512))
+        stylist.paint("seeded", [small])
+        pages = int(Path("/proc/self/statm").read_text().split()[0])
+        resource.setrlimit(resource.RLIMIT_AS, (pages * resource.getpagesize() + {20 * MIB},) * 2)
+        print(type(*stylist.paint("seeded", [large])).__name__, type(*stylist.paint("seeded", [small])).__name__)
+    """
+    run = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(script)], cwd=ROOT, capture_output=True, text=True, timeout=120
+    )
+    assert run.stdout == "OutOfMemory ndarray\n", run.stderr
