@@ -1,0 +1,207 @@
+"""The HTTP contract over a fake pipeline: no Ray, no torch."""
+
+import asyncio
+
+import pytest
+from fakes import FakePipeline
+from pictures import opened, photo_bytes
+from starlette.testclient import TestClient
+
+from serve_app.errors import OutOfMemory, TooBusy
+from serve_app.routes import create_app
+from serve_app.settings import IngressSettings
+
+PHOTO = photo_bytes(60, 80)
+
+
+def client(**options: object) -> TestClient:
+    return TestClient(create_app(FakePipeline(**options)), raise_server_exceptions=False)
+
+
+def assert_problem(response: object, status: int, code: str, detail: str) -> dict[str, object]:
+    assert response.headers["content-type"] == "application/problem+json"
+    document = response.json()
+    assert (response.status_code, document["status"], document["code"], document["detail"]) == (
+        status,
+        status,
+        code,
+        detail,
+    )
+    return document
+
+
+@pytest.mark.parametrize(
+    "content_type",
+    ["image/png", "image/jpeg", "application/octet-stream", "application/x-www-form-urlencoded", None],
+)
+def test_raw_body_is_painted_whatever_its_content_type_claims(content_type: str | None) -> None:
+    headers = {"content-type": content_type} if content_type else {}
+    answer = client().post("/v1/stylize", content=PHOTO, headers=headers)
+    assert answer.status_code == 200
+    assert opened(answer.content).size == (80, 60)
+
+
+def test_form_field_image_is_painted() -> None:
+    answer = client().post("/v1/stylize", files={"image": ("wrong-name.txt", PHOTO)})
+    assert answer.status_code == 200
+
+
+def test_receipt_headers_tell_what_was_done() -> None:
+    answer = client().post("/v1/stylize?max_side=40&style=papaya", content=PHOTO)
+    names = ("X-Style", "X-Original-Size", "X-Painted-Size", "X-Resized", "Vary")
+    assert [answer.headers[name] for name in names] == ["papaya", "80x60", "40x28", "true", "Accept"]
+    timings = [entry.split(";")[0] for entry in answer.headers["Server-Timing"].split(", ")]
+    assert timings == ["decode", "queue", "paint", "encode"]
+
+
+def test_a_photo_painted_at_its_own_size_says_so() -> None:
+    answer = client().post("/v1/stylize", content=PHOTO)
+    assert answer.headers["X-Resized"] == "false"
+
+
+@pytest.mark.parametrize(
+    ("query", "accept", "expected"),
+    [
+        ("", None, "image/jpeg"),
+        ("", "*/*", "image/jpeg"),
+        ("", "image/webp", "image/webp"),
+        ("?format=png", "image/webp", "image/png"),
+        ("?format=avif&quality=30", None, "image/avif"),
+    ],
+)
+def test_format_is_negotiated(query: str, accept: str | None, expected: str) -> None:
+    headers = {"accept": accept} if accept else {}
+    answer = client().post(f"/v1/stylize{query}", content=PHOTO, headers=headers)
+    assert answer.headers["content-type"] == expected
+    assert opened(answer.content).get_format_mimetype() == expected
+
+
+@pytest.mark.parametrize(
+    ("query", "detail"),
+    [
+        ("max_side=2000", "max_side is 2000; at most 1024 pixels are painted here."),
+        ("max_side=7", "max_side: Input should be greater than or equal to 8."),
+        ("max_side=wide", "max_side: Input should be a valid integer, unable to parse string as an integer."),
+        ("quality=0", "quality: Input should be greater than or equal to 1."),
+        ("quality=101", "quality: Input should be less than or equal to 100."),
+        ("format=bmp", "format: Input should be 'jpeg', 'webp', 'png' or 'avif'."),
+        ("max_sid=64", "max_sid is not an option (known: style, max_side, format, quality)."),
+    ],
+)
+def test_bad_option_is_refused_by_name(query: str, detail: str) -> None:
+    assert_problem(client().post(f"/v1/stylize?{query}", content=PHOTO), 400, "bad-option", detail)
+
+
+def test_max_side_above_the_setting_names_limit_and_actual() -> None:
+    document = client().post("/v1/stylize?max_side=2000", content=PHOTO).json()
+    assert (document["limit"], document["actual"]) == (1024, 2000)
+
+
+def test_unknown_style_names_those_installed() -> None:
+    answer = client().post("/v1/stylize?style=shinkai", content=PHOTO)
+    detail = "There is no style 'shinkai' here; installed are: papaya, toon."
+    assert_problem(answer, 404, "unknown-style", detail)
+
+
+NO_PICTURE = "The request has no picture: send it as the body, or as the file field `image` of a form."
+
+
+def test_empty_body_is_refused() -> None:
+    assert_problem(client().post("/v1/stylize"), 400, "no-image", NO_PICTURE)
+
+
+def test_empty_file_in_a_form_is_refused() -> None:
+    assert_problem(client().post("/v1/stylize", files={"image": b""}), 400, "no-image", NO_PICTURE)
+
+
+@pytest.mark.parametrize("form", [{"files": {"photo": PHOTO}}, {"data": {"image": "text"}, "files": {"x": b"y"}}])
+def test_form_without_a_file_named_image_is_refused(form: dict[str, object]) -> None:
+    answer = client().post("/v1/stylize", **form)
+    assert_problem(answer, 400, "no-image", "The form has no file in its field `image`.")
+
+
+def test_malformed_form_is_refused() -> None:
+    answer = client().post(
+        "/v1/stylize", content=b"--x\r\nno header", headers={"content-type": "multipart/form-data; boundary=y"}
+    )
+    assert (answer.status_code, answer.json()["code"]) == (400, "no-image")
+
+
+@pytest.mark.parametrize("as_form", [False, True])
+def test_too_many_bytes_are_refused(as_form: bool) -> None:
+    settings = IngressSettings(max_bytes=1000)
+    upload = {"files": {"image": PHOTO}} if as_form else {"content": PHOTO}
+    answer = client(settings=settings).post("/v1/stylize", **upload)
+    assert (answer.status_code, answer.json()["code"], answer.json()["limit"]) == (413, "too-many-bytes", 1000)
+
+
+def test_an_upload_without_a_length_is_cut_off_at_the_limit() -> None:
+    pipeline = FakePipeline(settings=IngressSettings(max_bytes=5000))
+    received = 0
+
+    async def receive() -> dict[str, object]:
+        nonlocal received
+        received += 1000
+        return {"type": "http.request", "body": bytes(1000), "more_body": True}
+
+    answers: list[dict[str, object]] = []
+
+    async def send(message: dict[str, object]) -> None:
+        answers.append(message)
+
+    scope = {"type": "http", "method": "POST", "path": "/v1/stylize", "query_string": b"", "headers": []}
+    asyncio.run(create_app(pipeline)(scope | {"root_path": "", "scheme": "http"}, receive, send))
+    assert answers[0]["status"] == 413
+    assert received <= 7000
+
+
+def test_broken_picture_is_refused_and_the_service_goes_on() -> None:
+    http = client()
+    answer = http.post("/v1/stylize", content=PHOTO[:200])
+    assert_problem(answer, 422, "broken-image", "The picture ends before it is complete; send the whole file.")
+    assert http.post("/v1/stylize", content=PHOTO).status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("fault", "status"),
+    [(TooBusy("Later.", None, None, 7), 429), (OutOfMemory("No room.", None, None, 7), 503)],
+)
+def test_refusal_for_lack_of_room_says_when_to_come_back(fault: Exception, status: int) -> None:
+    answer = client(fault=fault).post("/v1/stylize", content=PHOTO)
+    assert (answer.status_code, answer.headers["Retry-After"]) == (status, "7")
+    assert answer.json()["retry_after_s"] == 7
+
+
+def test_a_fault_of_ours_shows_no_trace_of_itself() -> None:
+    answer = client(fault=ValueError("secret path /etc")).post("/v1/stylize", content=PHOTO)
+    assert_problem(answer, 500, "internal-error", "Something went wrong here; the fault has been logged.")
+
+
+def test_unknown_path_and_method_are_problems_too() -> None:
+    assert_problem(client().get("/v1/nothing"), 404, "not-found", "GET /v1/nothing: Not Found.")
+    assert_problem(client().get("/v1/stylize"), 405, "method-not-allowed", "GET /v1/stylize: Method Not Allowed.")
+
+
+def test_readiness_follows_the_pipeline_and_liveness_does_not() -> None:
+    assert client().get("/readyz").status_code == 200
+    starting = client(ready=False)
+    assert starting.get("/livez").status_code == 200
+    answer = starting.get("/readyz")
+    assert (answer.status_code, answer.json()["code"], answer.headers["Retry-After"]) == (503, "not-ready", "2")
+
+
+def test_styles_are_listed_with_licences_default_first() -> None:
+    listed = client().get("/v1/styles").json()
+    rows = [(style["name"], style["licence"], style["installed"], style["default"]) for style in listed["styles"]]
+    assert rows == [
+        ("toon", "MIT", True, True),
+        ("papaya", "non-commercial", True, False),
+        ("mango", "MIT", False, False),
+    ]
+    assert (listed["max_side"], listed["max_bytes"]) == (1024, 32 * 2**20)
+
+
+def test_docs_load_nothing_from_elsewhere() -> None:
+    page = client().get("/docs").text
+    assert "https://" not in page
+    assert "swagger-ui-bundle.js" in page

@@ -1,0 +1,38 @@
+"""The OpenAPI document against the service's behaviour, by schemathesis."""
+
+import schemathesis
+from fakes import FakePipeline
+from hypothesis import HealthCheck, settings
+from schemathesis.checks import not_a_server_error
+from schemathesis.specs.openapi.checks import (
+    content_type_conformance,
+    response_headers_conformance,
+    response_schema_conformance,
+    status_code_conformance,
+    unsupported_method,
+)
+
+from serve_app.routes import create_app
+
+CHECKS = (
+    not_a_server_error,
+    status_code_conformance,
+    content_type_conformance,
+    response_headers_conformance,
+    response_schema_conformance,
+    unsupported_method,
+)
+schema = schemathesis.openapi.from_asgi("/openapi.json", create_app(FakePipeline()))
+
+
+@schema.parametrize()
+@settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
+def test_service_behaves_as_its_openapi_document_says(case: schemathesis.Case) -> None:
+    case.call_and_validate(checks=CHECKS)
+
+
+def test_openapi_document_describes_every_refusal_of_stylize() -> None:
+    document = create_app(FakePipeline()).openapi()
+    operation = document["paths"]["/v1/stylize"]["post"]
+    assert set(operation["responses"]) == {"200", "400", "404", "413", "415", "422", "429", "503"}
+    assert set(operation["requestBody"]["content"]) == {"image/*", "application/octet-stream", "multipart/form-data"}
