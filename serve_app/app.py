@@ -1,0 +1,25 @@
+"""The deployment graph on one screen.
+
+HTTP → Ingress → Codec.decode → Stylizer.paint → Codec.encode → Ingress → HTTP
+"""
+
+from typing import Any, cast
+
+from ray import serve
+
+from serve_app.deployments.codec import Codec
+from serve_app.deployments.ingress import Ingress
+from serve_app.deployments.stylizer import Stylizer
+from serve_app.settings import Settings, load_settings
+
+
+def build(args: dict[str, Any]) -> serve.Application:
+    """The application `animegan`, from the YAML's `args`.
+
+    Raises:
+        SettingsError: naming each wrong key of `args`.
+    """
+    settings = load_settings(Settings, args, "args")
+    # Serve's decorator makes Deployments of these classes, and types them as if it did not.
+    ingress, codec, stylizer = (cast("serve.Deployment", part) for part in (Ingress, Codec, Stylizer))
+    return ingress.bind(settings, codec.bind(), stylizer.bind(settings))

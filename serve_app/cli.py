@@ -1,0 +1,146 @@
+"""The command `animegan`."""
+
+import argparse
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+from serve_app.errors import AnimeganError, StyleError
+from serve_app.styles import (
+    STYLES_DIR_VARIABLE,
+    Style,
+    default_eps,
+    installed_styles,
+    local_dir,
+    read_catalogue,
+    shipped_dir,
+)
+
+
+def main() -> int:
+    options = parse_arguments()
+    command: Callable[[argparse.Namespace], int] = options.command
+    try:
+        return command(options)
+    except (AnimeganError, OSError) as error:
+        print(f"animegan: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        return 130
+
+
+def parse_arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="animegan", description="Photographs to anime with AnimeGANv2, on Ray Serve.")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    run = commands.add_parser("run", help="serve a config file on this machine until Ctrl-C")
+    run.add_argument("config", nargs="?", type=Path, help="default: the shipped configs/local.yaml")
+    run.set_defaults(command=run_service)
+
+    check = commands.add_parser("check", help="lint Serve config files strictly")
+    check.add_argument("configs", nargs="+", type=Path, metavar="CONFIG")
+    check.set_defaults(command=check_configs)
+
+    styles = commands.add_parser("styles", help="list, pull and import styles").add_subparsers(
+        required=True, metavar="ACTION"
+    )
+    styles.add_parser("list", help="installed styles, and those that can be pulled").set_defaults(command=list_styles)
+
+    pull = styles.add_parser("pull", help="download styles of the catalogue")
+    pull.add_argument("names", nargs="+", metavar="NAME")
+    pull.set_defaults(command=pull_styles)
+
+    add = styles.add_parser("import", help="install a checkpoint of your own")
+    add.add_argument("file", type=Path, metavar="FILE", help="a PyTorch state dict, or safetensors")
+    add.add_argument("--name", required=True, help="lower case letters, digits, - and _")
+    add.add_argument("--resize", required=True, choices=["align", "half", "tf"], help="how its decoder grows")
+    add.add_argument("--eps", type=float, help="of its norms; default 1e-12 for tf, else 1e-5")
+    add.add_argument("--title", help="default: the name")
+    add.add_argument("--licence", default="unknown")
+    add.add_argument("--credit", default="unknown")
+    add.add_argument("--force", action="store_true", help="replace an installed style of this name")
+    add.set_defaults(command=import_style)
+    return parser.parse_args()
+
+
+def run_service(options: argparse.Namespace) -> int:
+    from serve_app.runner import run
+
+    return run(options.config or default_config())
+
+
+def default_config() -> Path:
+    """configs/local.yaml: inside the package in a wheel, beside it in a clone."""
+    return shipped_dir().parent / "configs" / "local.yaml"
+
+
+def check_configs(options: argparse.Namespace) -> int:
+    from serve_app.config_lint import lint
+
+    findings = [finding for path in options.configs for finding in lint(path)]
+    print("\n".join(findings) if findings else f"{len(options.configs)} config files are fine")
+    return 1 if findings else 0
+
+
+def list_styles(options: argparse.Namespace) -> int:
+    installed = installed_styles()
+    rows: list[tuple[Style, str]] = [(style, "installed") for style in installed.values()]
+    rows += [(style, "can be pulled") for name, style in read_catalogue().items() if name not in installed]
+    width = max(len(style.name) for style, _ in rows)
+    for style, state in rows:
+        print(f"{style.name:{width}}  {state:13}  {style.resize:5}  {style.title}; licence: {style.licence}")
+    print(f"\nPulled and imported styles live in {local_dir()} (set {STYLES_DIR_VARIABLE} for another folder).")
+    return 0
+
+
+def pull_styles(options: argparse.Namespace) -> int:
+    from serve_app.checkpoints import read_checkpoint, save_style
+    from serve_app.downloads import download
+
+    catalogue = read_catalogue()
+    unknown = [name for name in options.names if name not in catalogue]
+    if unknown:
+        raise StyleError(f"the catalogue has no {', '.join(unknown)} (known: {', '.join(catalogue)})")
+    for name in options.names:
+        entry = catalogue[name]
+        weights = read_checkpoint(download(entry), entry.file)
+        style = Style(**entry.model_dump(include=set(Style.model_fields)))
+        save_style(weights, style, style_path(name))
+        report_installed(style)
+    return 0
+
+
+def import_style(options: argparse.Namespace) -> int:
+    from pydantic import ValidationError
+
+    from serve_app.checkpoints import read_checkpoint, save_style
+
+    try:
+        style = Style(
+            name=options.name,
+            title=options.title or options.name,
+            resize=options.resize,
+            eps=default_eps(options.resize) if options.eps is None else options.eps,
+            licence=options.licence,
+            source=f"imported from {options.file.name}",
+            credit=options.credit,
+        )
+    except ValidationError as error:
+        raise StyleError("; ".join(f"--{e['loc'][0]}: {e['msg']}" for e in error.errors())) from None
+    if not options.force and style.name in installed_styles():
+        raise StyleError(f"a style {style.name} is installed already; --force replaces it")
+    try:
+        data = options.file.read_bytes()
+    except OSError as error:
+        raise StyleError(f"{options.file} cannot be read: {error.strerror}") from None
+    save_style(read_checkpoint(data, options.file.name), style, style_path(style.name))
+    report_installed(style)
+    return 0
+
+
+def style_path(name: str) -> Path:
+    return local_dir() / f"{name}.safetensors"
+
+
+def report_installed(style: Style) -> None:
+    print(f"{style.name} is installed ({style.licence}); restart the service to paint with it")

@@ -1,0 +1,34 @@
+"""The CPU preprocessing replica: photographs' bytes to frames, painted frames to bytes."""
+
+from typing import Any
+
+from ray import serve
+
+from serve_app.decode import decode
+from serve_app.encode import encode
+from serve_app.errors import RequestError
+from serve_app.frames import Order, Photo, Picture
+from serve_app.settings import CodecSettings, PictureFormat, load_settings
+
+
+@serve.deployment(user_config={})
+class Codec:
+    """Its methods are synchronous: Serve runs them in threads, and Pillow's codecs work outside the interpreter lock.
+
+    A refusal travels the road as a value: raised, it would log a traceback in every replica for each user's mistake.
+    """
+
+    def __init__(self) -> None:
+        self.settings = CodecSettings()
+
+    def reconfigure(self, user_config: dict[str, Any]) -> None:
+        self.settings = load_settings(CodecSettings, user_config, "Codec.user_config")
+
+    def decode(self, data: bytes, order: Order) -> Photo | RequestError:
+        try:
+            return decode(data, order, self.settings.max_pixels)
+        except RequestError as refusal:
+            return refusal
+
+    def encode(self, photo: Photo | RequestError, format: PictureFormat, quality: int | None) -> Picture | RequestError:
+        return photo if isinstance(photo, RequestError) else encode(photo, format, quality)

@@ -1,0 +1,61 @@
+"""The model replica: batches frames of one size and paints them on a fraction of a GPU, or on a CPU.
+
+The only deployment whose process imports torch, and only when it is constructed: torch costs 0.5 GB a process.
+"""
+
+import asyncio
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from typing import Any
+
+import ray
+from ray import serve
+
+from serve_app.batching import Batcher
+from serve_app.errors import RequestError
+from serve_app.frames import Frame, Photo, Size
+from serve_app.settings import Settings, StylizerSettings, load_settings
+from serve_app.styles import installed_styles
+
+Key = tuple[str, Size]  # (style, (height, width)): only such frames share a batch
+
+
+@serve.deployment(user_config={})
+class Stylizer:
+    def __init__(self, settings: Settings) -> None:
+        from serve_app.stylize import Stylist
+
+        granted = ray.get_runtime_context().get_assigned_resources()  # type: ignore[no-untyped-call]
+        self.stylist = Stylist(
+            installed_styles(settings.styles_dir), settings, granted.get("GPU", 0), granted.get("CPU", 1)
+        )
+        self.stylist.warm_up()
+        # One thread: the device paints one batch at a time, and torch keeps one set of workspaces.
+        self.device = ThreadPoolExecutor(1, thread_name_prefix="device")
+        self.settings = StylizerSettings()
+        self.batcher: Batcher[Key, Frame, Frame] = Batcher(self._paint, self.settings.max_batch_size)
+
+    def reconfigure(self, user_config: dict[str, Any]) -> None:
+        self.settings = load_settings(StylizerSettings, user_config, "Stylizer.user_config")
+        self.batcher.max_batch_size = self.settings.max_batch_size
+
+    async def paint(self, photo: Photo | RequestError) -> Photo | RequestError:
+        """The same photo with its frame painted, and how long that took; a refusal passes as it is."""
+        if isinstance(photo, RequestError):
+            return photo
+        try:
+            done = await self.batcher.submit((photo.receipt.style, photo.receipt.painted), photo.frame)
+        except RequestError as refusal:
+            return refusal
+        receipt = photo.receipt.timed(queue=1000 * done.queued_s, paint=1000 * done.ran_s)
+        return replace(photo, frame=done.result, receipt=receipt)
+
+    async def _paint(self, key: Key, frames: list[Frame]) -> list[Frame | Exception]:
+        style, _ = key
+        return await asyncio.get_running_loop().run_in_executor(self.device, self.stylist.paint, style, frames)
+
+    def check_health(self) -> None:
+        """By progress: a device that hangs would pass a check that only asks whether the process answers."""
+        running_s = self.batcher.running_for_s()
+        if running_s > self.settings.stuck_after_s:
+            raise RuntimeError(f"the batch on the device has run for {running_s:.0f} s")

@@ -1,0 +1,156 @@
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from shared import ROOT
+
+from serve_app.errors import StyleError
+from serve_app.styles import installed_styles, read_installed
+
+RunCommand = Callable[..., int]
+
+
+@pytest.fixture
+def file(tmp_path: Path, checkpoint: bytes) -> Path:
+    path = tmp_path / "downloaded.pt"
+    path.write_bytes(checkpoint)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("options", "eps"),
+    [
+        (["--resize", "tf"], 1e-12),
+        (["--resize", "align"], 1e-5),
+        (["--resize", "half"], 1e-5),
+        (["--resize", "tf", "--eps", "1e-5"], 1e-5),
+        (["--resize", "align", "--eps", "0.001"], 0.001),
+    ],
+)
+def test_import_takes_eps_from_the_resize_mode_unless_it_is_given(
+    file: Path, styles_dir: Path, animegan: RunCommand, options: list[str], eps: float
+) -> None:
+    assert animegan("styles", "import", file, "--name", "mine", *options) == 0
+    style = installed_styles()["mine"]
+    assert (style.resize, style.eps) == (options[1], eps)
+
+
+def test_import_keeps_what_it_was_told_of_the_style(
+    file: Path, styles_dir: Path, animegan: RunCommand, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = ["--resize", "align", "--title", "My Style", "--licence", "CC0", "--credit", "me"]
+    assert animegan("styles", "import", file, "--name", "mine", *options) == 0
+    style = read_installed(styles_dir / "mine.safetensors")
+    assert (style.title, style.licence, style.credit) == ("My Style", "CC0", "me")
+    assert style.source == "imported from downloaded.pt"
+    assert capsys.readouterr().out == "mine is installed (CC0); restart the service to paint with it\n"
+
+
+@pytest.mark.parametrize("name", ["Mine", "../mine", "", "mine.pt", "-mine", "m" * 65])
+def test_import_refuses_a_bad_name(
+    file: Path, styles_dir: Path, animegan: RunCommand, capsys: pytest.CaptureFixture[str], name: str
+) -> None:
+    assert animegan("styles", "import", file, f"--name={name}", "--resize", "align") == 1
+    assert capsys.readouterr().err.startswith("animegan: --name: String should match pattern")
+    assert list(styles_dir.iterdir()) == []
+
+
+@pytest.mark.parametrize("eps", ["0", "-1", "nan", "inf"])
+def test_import_refuses_an_eps_that_no_norm_can_have(
+    file: Path, styles_dir: Path, animegan: RunCommand, capsys: pytest.CaptureFixture[str], eps: str
+) -> None:
+    assert animegan("styles", "import", file, "--name", "mine", "--resize", "align", f"--eps={eps}") == 1
+    assert capsys.readouterr().err.startswith("animegan: --eps: ")
+    assert list(styles_dir.iterdir()) == []
+
+
+def test_import_replaces_an_installed_style_only_by_force(
+    file: Path, styles_dir: Path, animegan: RunCommand, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = ["styles", "import", file, "--name", "mine", "--resize", "align"]
+    assert animegan(*command, "--title", "First") == 0
+    assert animegan(*command, "--title", "Second") == 1
+    assert capsys.readouterr().err == "animegan: a style mine is installed already; --force replaces it\n"
+    assert installed_styles()["mine"].title == "First"
+    assert animegan(*command, "--title", "Second", "--force") == 0
+    assert installed_styles()["mine"].title == "Second"
+
+
+def test_import_refuses_the_shipped_styles_name(file: Path, styles_dir: Path, animegan: RunCommand) -> None:
+    assert animegan("styles", "import", file, "--name", "toon", "--resize", "align") == 1
+    assert list(styles_dir.iterdir()) == []
+
+
+def test_import_by_force_mends_a_damaged_style(file: Path, styles_dir: Path, animegan: RunCommand) -> None:
+    (styles_dir / "mine.safetensors").write_bytes(b"damaged")
+    with pytest.raises(StyleError):
+        installed_styles()
+    assert animegan("styles", "import", file, "--name", "mine", "--resize", "align", "--force") == 0
+    assert "mine" in installed_styles()
+
+
+def test_import_of_a_file_that_is_not_there_is_one_line(
+    tmp_path: Path, styles_dir: Path, animegan: RunCommand, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "gone.pt"
+    assert animegan("styles", "import", path, "--name", "mine", "--resize", "align") == 1
+    assert capsys.readouterr().err == f"animegan: {path} cannot be read: No such file or directory\n"
+
+
+def test_import_of_a_file_that_is_no_checkpoint_is_one_line(
+    tmp_path: Path, styles_dir: Path, animegan: RunCommand, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "photo.pt"
+    path.write_bytes(b"")
+    assert animegan("styles", "import", path, "--name", "mine", "--resize", "align") == 1
+    assert capsys.readouterr().err == "animegan: photo.pt is truncated, damaged, or not a PyTorch checkpoint.\n"
+
+
+def test_import_into_a_folder_that_cannot_be_written_is_one_line(
+    file: Path,
+    animegan: RunCommand,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setenv("ANIMEGAN_STYLES_DIR", str(file / "below-a-file"))
+    assert animegan("styles", "import", file, "--name", "mine", "--resize", "align") == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert str(file / "below-a-file") in line
+
+
+def test_list_shows_the_shipped_style_the_catalogue_and_the_folder(
+    styles_dir: Path, animegan: RunCommand, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert animegan("styles", "list") == 0
+    *rows, empty, folder = capsys.readouterr().out.splitlines()
+    states = {row.split()[0]: " ".join(row.split()[1:4]) for row in rows}
+    assert states["toon"].startswith("installed align")
+    assert states["paprika"] == "can be pulled"
+    assert not empty
+    assert str(styles_dir) in folder
+
+
+def test_check_is_content_with_the_shipped_configs(animegan: RunCommand, capsys: pytest.CaptureFixture[str]) -> None:
+    assert animegan("check", ROOT / "configs" / "local.yaml", ROOT / "configs" / "prod.yaml") == 0
+    assert capsys.readouterr().out == "2 config files are fine\n"
+
+
+def test_check_names_the_wrong_key_by_its_path_and_the_one_that_was_meant(
+    tmp_path: Path, animegan: RunCommand, capsys: pytest.CaptureFixture[str]
+) -> None:
+    good = ROOT / "configs" / "local.yaml"
+    broken = tmp_path / "broken.yaml"
+    broken.write_text(good.read_text().replace("max_batch_size", "max_batchsize"))
+    assert animegan("check", good, broken) == 1
+    assert capsys.readouterr().out == (
+        f"{broken}: applications.0.deployments.2.user_config.max_batchsize: unknown key, did you mean max_batch_size?\n"
+    )
+
+
+def test_command_without_arguments_shows_how_it_is_used(
+    animegan: RunCommand, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as caught:
+        animegan()
+    assert caught.value.code == 2
+    assert "usage: animegan" in capsys.readouterr().err

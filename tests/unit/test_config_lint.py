@@ -1,0 +1,192 @@
+import copy
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from shared import ROOT
+
+from serve_app.config_lint import lint
+
+CONFIGS = sorted((ROOT / "configs").glob("*.yaml"))
+PROD: dict[str, Any] = yaml.safe_load((ROOT / "configs" / "prod.yaml").read_text(encoding="utf-8"))
+
+APPLICATION = ("applications", 0)
+CODEC = (*APPLICATION, "deployments", 1)
+STYLIZER = (*APPLICATION, "deployments", 2)
+
+Place = Sequence[str | int]
+
+
+def changed(place: Place, value: object) -> dict[str, Any]:
+    """The production config with one value set."""
+    config = copy.deepcopy(PROD)
+    inner: Any = config
+    for step in place[:-1]:
+        inner = inner.setdefault(step, {}) if isinstance(inner, dict) else inner[step]
+    inner[place[-1]] = value
+    return config
+
+
+@pytest.fixture
+def findings(tmp_path: Path) -> Callable[[dict[str, Any] | str], list[str]]:
+    """What the lint says of a config, the file's name taken off."""
+
+    def find(config: dict[str, Any] | str) -> list[str]:
+        path = tmp_path / "serve.yaml"
+        path.write_text(config if isinstance(config, str) else yaml.safe_dump(config))
+        said = lint(path)
+        assert all(finding.startswith(f"{path}: ") for finding in said)
+        return [finding.removeprefix(f"{path}: ") for finding in said]
+
+    return find
+
+
+Findings = Callable[[dict[str, Any] | str], list[str]]
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.name)
+def test_shipped_config_is_fine(path: Path) -> None:
+    assert lint(path) == []
+
+
+def test_both_configs_are_shipped() -> None:
+    assert {path.name for path in CONFIGS} >= {"local.yaml", "prod.yaml"}
+
+
+@pytest.mark.parametrize(
+    ("place", "meant"),
+    [
+        (("http_option",), "http_options"),
+        (("http_options", "prot"), "port"),
+        (("logging_config", "log_levle"), "log_level"),
+        ((*APPLICATION, "route_prefx"), "route_prefix"),
+        ((*APPLICATION, "runtime_env", "env_var"), "env_vars"),
+        ((*APPLICATION, "args", "devise"), "device"),
+        ((*STYLIZER, "max_ongoing_request"), "max_ongoing_requests"),
+        ((*STYLIZER, "ray_actor_options", "num_gpu"), "num_gpus"),
+        ((*STYLIZER, "ray_actor_options", "runtime_env", "workingdir"), "working_dir"),
+        ((*STYLIZER, "autoscaling_config", "min_replica"), "min_replicas"),
+        ((*STYLIZER, "backpressure_config", "retry_after"), "retry_after_s"),
+        ((*STYLIZER, "logging_config", "encodin"), "encoding"),
+        ((*STYLIZER, "user_config", "max_batchsize"), "max_batch_size"),
+        ((*CODEC, "user_config", "max_pixel"), "max_pixels"),
+    ],
+)
+def test_misspelt_key_is_named_by_its_path_and_the_one_that_was_meant(
+    findings: Findings, place: Place, meant: str
+) -> None:
+    path = ".".join(map(str, place))
+    assert f"{path}: unknown key, did you mean {meant}?" in findings(changed(place, {}))
+
+
+@pytest.mark.parametrize("place", [(*STYLIZER, "backpressure_config", "retry_after"), ("logging_config", "levels")])
+def test_misspelt_key_is_named_once(findings: Findings, place: Place) -> None:
+    assert len(findings(changed(place, 3))) == 1
+
+
+def test_key_of_another_deployment_is_unknown_here(findings: Findings) -> None:
+    assert findings(changed((*CODEC, "user_config", "default_style"), "toon")) == [
+        "applications.0.deployments.1.user_config.default_style: unknown key (known: max_pixels)"
+    ]
+
+
+def test_unknown_deployment_is_named_with_those_that_there_are(findings: Findings) -> None:
+    assert findings(changed((*STYLIZER, "name"), "Stylist")) == [
+        "applications.0.deployments.2.name: there is no deployment Stylist (known: Ingress, Codec, Stylizer)"
+    ]
+
+
+@pytest.mark.parametrize(
+    ("place", "value", "said"),
+    [
+        (("proxy_location",), "Everywhere", "Input should be 'Disabled', 'HeadOnly' or 'EveryNode'"),
+        (("http_options", "port"), "eight", "Input should be a valid integer"),
+        (("applications",), {}, "Input should be a valid list"),
+        ((*APPLICATION, "args", "device"), "gpu", "Input should be 'auto', 'cpu' or 'cuda'"),
+        ((*APPLICATION, "args", "threads"), "all", "Input should be 'share' or 'host'"),
+        ((*APPLICATION, "args"), ["device"], "Input should be a valid dictionary"),
+        ((*STYLIZER, "max_ongoing_requests"), "many", "Input should be a valid integer"),
+        ((*STYLIZER, "ray_actor_options", "num_gpus"), "a quarter", "Input should be a valid number"),
+        ((*STYLIZER, "user_config", "max_batch_size"), 0, "Input should be greater than 0"),
+        ((*STYLIZER, "user_config"), ["max_batch_size"], "Input should be a valid dictionary"),
+        # Serve's schema keeps this one as a plain dictionary, and Serve finds out only when it deploys:
+        ((*STYLIZER, "autoscaling_config", "min_replicas"), "few", "Input should be a valid integer"),
+    ],
+)
+def test_wrong_value_is_named_by_its_path(findings: Findings, place: Place, value: object, said: str) -> None:
+    path = ".".join(map(str, place))
+    assert any(finding.startswith(f"{path}: {said}") for finding in findings(changed(place, value)))
+
+
+def test_autoscaling_bounds_that_contradict_each_other_are_named(findings: Findings) -> None:
+    (finding,) = findings(changed((*STYLIZER, "autoscaling_config", "min_replicas"), 99))
+    assert finding.startswith("applications.0.deployments.2.autoscaling_config")
+
+
+def test_environment_variable_that_is_no_text_is_named(findings: Findings) -> None:
+    (finding,) = findings(changed((*APPLICATION, "runtime_env", "env_vars"), {"OMP_NUM_THREADS": 1}))
+    assert finding.startswith("applications.0.runtime_env.env_vars")
+
+
+def test_application_that_another_builder_makes_has_settings_of_its_own(findings: Findings) -> None:
+    config = changed((*APPLICATION, "import_path"), "other.app:build")
+    config["applications"][0]["args"] = {"anything": 1}
+    assert findings(config) == []
+
+
+@pytest.mark.parametrize("text", ["applications: [", "a: b: c", "\tapplications: []", "!!python/object:os.system {}"])
+def test_file_that_is_not_yaml_is_refused_in_one_line(findings: Findings, text: str) -> None:
+    (finding,) = findings(text)
+    assert finding.startswith("not YAML: ")
+    assert "\n" not in finding
+
+
+@pytest.mark.parametrize("text", ["", "# nothing but a comment\n", "- applications\n", "applications"])
+def test_file_without_keys_is_refused(findings: Findings, text: str) -> None:
+    assert findings(text) == ["not a Serve config: the file must hold keys such as `applications`"]
+
+
+def test_key_given_twice_is_named(findings: Findings) -> None:
+    text = (ROOT / "configs" / "local.yaml").read_text(encoding="utf-8")
+    (finding,) = findings(text.replace("  port: 8000\n", "  port: 8000\n  port: 9000\n"))
+    assert "port" in finding
+
+
+def test_deployment_given_twice_is_named(findings: Findings) -> None:
+    config = copy.deepcopy(PROD)
+    config["applications"][0]["deployments"].append({"name": "Codec"})
+    assert any("Codec" in finding for finding in findings(config))
+
+
+def test_missing_applications_are_named(findings: Findings) -> None:
+    assert findings("proxy_location: HeadOnly\n") == ["applications: Field required"]
+
+
+def test_missing_file_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "gone.yaml"
+    assert lint(path) == [f"{path}: cannot be read: No such file or directory"]
+
+
+def test_file_that_is_not_text_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "serve.yaml"
+    path.write_bytes(b"\xff\xfe\0")
+    (finding,) = lint(path)
+    assert finding.startswith(f"{path}: not YAML: ")
+
+
+def test_batches_that_could_never_fill_are_named(findings: Findings) -> None:
+    assert findings(changed((*STYLIZER, "max_ongoing_requests"), 15)) == [
+        "applications.0.deployments.2.max_ongoing_requests: 15 is less than twice max_batch_size (8), so batches would "
+        "never fill while one is being painted"
+    ]
+
+
+def test_batches_that_could_never_fill_with_serves_own_default_are_named(findings: Findings) -> None:
+    config = copy.deepcopy(PROD)
+    del config["applications"][0]["deployments"][2]["max_ongoing_requests"]
+    (finding,) = findings(config)
+    assert finding.startswith(
+        "applications.0.deployments.2.max_ongoing_requests: 5 is less than twice max_batch_size (8)"
+    )
