@@ -1,0 +1,194 @@
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import ModuleType
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from shared import ROOT
+
+from serve_app.checkpoints import load_generator
+from serve_app.styles import installed_styles
+
+pytest.importorskip("cv2", reason="the extra `train` is not installed: pip install -e '.[train]'")
+
+Train = Callable[..., None]
+Steps = list[tuple[int, int]]
+
+OPTIONS = ["--name", "tiny", "--device", "cpu", "--seed", "7"]
+
+
+@pytest.fixture(scope="module")
+def script() -> Iterator[ModuleType]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(str(ROOT / "scripts"))
+        import train_style
+
+        yield train_style
+
+
+@pytest.fixture
+def steps(script: ModuleType, monkeypatch: pytest.MonkeyPatch) -> Steps:
+    """The (height, width) of every training step taken."""
+    taken: Steps = []
+    learn = script.Trainer.learn
+
+    def counted(self: object, photo: torch.Tensor, target: torch.Tensor) -> float:
+        taken.append((photo.shape[2], photo.shape[3]))
+        loss: float = learn(self, photo, target)
+        return loss
+
+    monkeypatch.setattr(script.Trainer, "learn", counted)
+    return taken
+
+
+def trainer_in(script: ModuleType, folder: Path) -> Train:
+    """Runs the script on folder/photos, three pictures, into folder/run; later options go before earlier ones."""
+    for seed in range(3):
+        save_photo(folder / "photos" / f"{seed}.png", seed)
+
+    def run(*options: object) -> None:
+        places = ["--photos", folder / "photos", "--out", folder / "run", "--stages", "32:2:3:1e-3"]
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr("sys.argv", ["train_style.py", *OPTIONS, *map(str, [*places, *options])])
+            script.main()
+
+    return run
+
+
+@pytest.fixture
+def train(script: ModuleType, tmp_path: Path) -> Train:
+    return trainer_in(script, tmp_path)
+
+
+@pytest.fixture(scope="module")
+def trained(script: ModuleType, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder in which the script has run to its end."""
+    folder = tmp_path_factory.mktemp("trained")
+    trainer_in(script, folder)()
+    return folder
+
+
+def save_photo(path: Path, seed: int, size: tuple[int, int] = (64, 48), **options: object) -> None:
+    """A picture of soft spots: the same seed gives the same motif at any size."""
+    spots = np.random.default_rng(seed).integers(0, 256, (6, 8, 3), np.uint8)
+    path.parent.mkdir(exist_ok=True)
+    Image.fromarray(spots).resize(size, Image.Resampling.BICUBIC).save(path, **options)
+
+
+def progress_of(run: Path) -> dict[str, object]:
+    progress: dict[str, object] = torch.load(run / "checkpoint.pt", weights_only=True)["progress"]
+    return progress
+
+
+def test_training_ends_with_a_style_that_paints(trained: Path) -> None:
+    style = installed_styles(trained / "run")["tiny"]
+    assert (style.title, style.resize, style.eps, style.licence) == ("Tiny", "align", 1e-5, "MIT")
+    assert style.path.stat().st_size < 5_000_000  # 16 bits a weight
+    with torch.inference_mode():
+        assert load_generator(style)(torch.zeros(1, 3, 16, 16)).isfinite().all()
+
+
+def test_contact_sheet_shows_the_photographs_kept_from_training(trained: Path) -> None:
+    with Image.open(trained / "run" / "contact-sheet.png") as sheet:
+        assert sheet.size == (3 * 40, 28 + 4)  # photograph, teacher and student, of one photograph
+
+
+def test_card_tells_how_the_style_was_trained(trained: Path) -> None:
+    card = (trained / "run" / "tiny.md").read_text()
+    assert card.startswith("# tiny\n")
+    assert "scripts/train_style.py --photos photos --seed 7`" in card
+    assert "- Photographs: 2 for training in 4 colourings each, 1 for validation." in card
+    assert "| 32 px | 2 | 3 | 0.001 |" in card
+    (entry,) = json.loads(card.split("```json")[1].split("```")[0])
+    assert (entry["side"], entry["step"]) == (32, 3)
+    assert f"| 32 px | {entry['l1']} |" in card
+
+
+def test_same_command_again_trains_no_further(script: ModuleType, trained: Path, steps: Steps) -> None:
+    progress = progress_of(trained / "run")
+    style = (trained / "run" / "tiny.safetensors").read_bytes()
+    assert progress["stage"] == 1
+    trainer_in(script, trained)()
+    assert steps == []
+    assert progress_of(trained / "run") == progress
+    assert (trained / "run" / "tiny.safetensors").read_bytes() == style
+
+
+def test_interrupted_training_goes_on_where_it_was_saved(
+    train: Train, steps: Steps, script: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    stages = ["--stages", "32:2:2:1e-3,40:2:1:1e-3"]
+    with monkeypatch.context() as patch:
+        save = script.Trainer.save
+
+        def interrupt_after_the_first_stage(self: object) -> None:
+            save(self)
+            if progress_of(tmp_path / "run")["stage"] == 1:
+                raise KeyboardInterrupt
+
+        patch.setattr(script.Trainer, "save", interrupt_after_the_first_stage)
+        with pytest.raises(KeyboardInterrupt):
+            train(*stages)
+    assert steps == [(28, 40)] * 2
+    assert not (tmp_path / "run" / "tiny.safetensors").exists()
+    steps.clear()
+    train(*stages)
+    assert steps == [(32, 48)]
+    assert (tmp_path / "run" / "tiny.safetensors").exists()
+
+
+def test_near_copy_of_a_held_out_photograph_is_refused_before_training(
+    train: Train, steps: Steps, tmp_path: Path
+) -> None:
+    held_out = tmp_path / "held-out"
+    save_photo(held_out / "other.png", 98)
+    save_photo(held_out / "same.jpg", 1, size=(200, 150), quality=60)
+    with pytest.raises(SystemExit) as caught:
+        train("--held-out", held_out)
+    assert str(caught.value) == (
+        f"{tmp_path / 'photos' / '1.png'} is a near copy of the held-out {held_out / 'same.jpg'}: "
+        "take it out of the training folder"
+    )
+    assert steps == []
+
+
+def test_other_held_out_photographs_are_no_obstacle(train: Train, steps: Steps, tmp_path: Path) -> None:
+    for seed in (98, 99):
+        save_photo(tmp_path / "held-out" / f"{seed}.png", seed)
+    train("--held-out", tmp_path / "held-out")
+    assert len(steps) == 3
+
+
+def test_one_held_out_photograph_is_enough(train: Train, tmp_path: Path) -> None:
+    save_photo(tmp_path / "held-out" / "same.png", 2)
+    with pytest.raises(SystemExit, match="is a near copy of the held-out"):
+        train("--held-out", tmp_path / "held-out")
+
+
+def test_folder_without_photographs_is_refused(train: Train, tmp_path: Path) -> None:
+    for photo in (tmp_path / "photos").iterdir():
+        photo.rename(photo.with_suffix(".txt"))
+    with pytest.raises(SystemExit) as caught:
+        train()
+    assert str(caught.value) == f"0 photographs in {tmp_path / 'photos'}: 2 at least are needed"
+
+
+def test_name_that_no_style_can_bear_is_refused_before_training(train: Train, steps: Steps) -> None:
+    with pytest.raises(SystemExit):
+        train("--name", "My Style")
+    assert steps == []
+
+
+@pytest.mark.parametrize("size", [(28, 40), (33, 47), (8, 8)])
+def test_teacher_keeps_shape_and_type_and_paints_the_same_twice(script: ModuleType, size: tuple[int, int]) -> None:
+    photo = np.random.default_rng(0).integers(0, 256, (*size, 3), np.uint8)
+    before = photo.copy()
+    painted = script.teach(photo)
+    assert painted.shape == photo.shape
+    assert painted.dtype == np.uint8
+    assert np.array_equal(painted, script.teach(photo))
+    assert not np.array_equal(painted, photo)
+    assert np.array_equal(photo, before)
