@@ -238,16 +238,19 @@ class Trainer:
         last = {entry["side"]: entry for entry in self.progress.validation}
         results = "\n".join(f"| {int(side)} px | {entry['l1']} |" for side, entry in last.items())
         folders = " ".join(f"--photos {folder.name}" for folder in self.options.photos)
+        plan = ",".join(f"{s.side}:{s.batch}:{s.steps}:{s.learning_rate}" for s in self.options.stages)
         return f"""# {self.options.name}
 
-Trained on {date.today()} by `python scripts/train_style.py {folders} --seed {self.options.seed}`: the AnimeGANv2
-generator (2,143,552 parameters, `{RESIZE_MODE}`, eps 1e-5) imitating the classical teacher of `scripts/teacher.py`.
+The AnimeGANv2 generator (2,143,552 parameters, `{RESIZE_MODE}`, eps 1e-5) imitating the classical teacher of
+`scripts/teacher.py`. Trained on {date.today()} by
+
+    python scripts/train_style.py {folders} --seed {self.options.seed} --stages {plan}
 
 - Photographs: {len(self.training)} for training in {COLOURINGS} colourings each, {len(self.validation)} for validation.
-- Machine: {platform.machine()}, {torch.get_num_threads()} threads, {self.device.type};
-  {self.progress.seconds / 60:.0f} minutes.
-- Torch {torch.__version__.split("+")[0]}. Loss: L1 + gradient L1 + Laplacian L1; Adam;
-  exponential mean of weights {EMA_DECAY}.
+- Machine: {platform.machine()}, {self.device.type}, {torch.get_num_threads()} threads.
+- Time: {self.progress.seconds / 60:.0f} minutes.
+- Torch {torch.__version__.split("+")[0]}. Loss: L1 + half gradient L1 + quarter Laplacian L1.
+- Adam; exponential mean of weights {EMA_DECAY}.
 
 | pictures | batch | steps | learning rate |
 | --- | --- | --- | --- |

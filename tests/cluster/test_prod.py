@@ -1,0 +1,81 @@
+"""configs/prod.yaml as it ships, on a Ray that was told of a GPU, on a machine that has none."""
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import requests
+import yaml
+from pictures import opened, photo_bytes
+from service import ANIMEGAN, free_port, port_answers, wait_for
+from shared import ROOT
+
+BIN = Path(sys.executable).parent
+PROD = ROOT / "configs" / "prod.yaml"
+ADDRESS = "http://127.0.0.1:8000"  # prod.yaml's own port: nothing but the device is overridden here
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[dict[str, str]]:
+    """A Ray head of 16 CPUs and one GPU that exist by its word alone; yields the environment of its commands."""
+    if port_answers(8000):
+        pytest.skip("port 8000, which prod.yaml names, is taken on this machine")
+    port = free_port()
+    folder = Path(tempfile.mkdtemp(prefix="ray"))  # pytest's own are too long for the sockets that Ray makes there
+    # A Ray that is started by hand guards itself with a token; commands that name its address must be told to use it.
+    own = {"RAY_ADDRESS": f"127.0.0.1:{port}", "RAY_AUTH_MODE": "token", "RAY_USAGE_STATS_ENABLED": "0"}
+    environment = os.environ | own
+    command = [BIN / "ray", "start", "--head", "--num-gpus=1", "--num-cpus=16", f"--port={port}", "--block"]
+    with (folder / "log").open("w") as log:
+        head = subprocess.Popen(
+            [*command, f"--temp-dir={folder}"], env=environment, stdout=log, stderr=subprocess.STDOUT
+        )
+    wait_for(lambda: port_answers(port), 60)
+    yield environment
+    head.terminate()
+    head.wait(60)
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+def test_prod_paints_with_nothing_overridden_but_the_device(cluster: dict[str, str], tmp_path: Path) -> None:
+    document = yaml.safe_load(PROD.read_text())
+    assert document["applications"][0]["args"]["device"] == "auto"
+    document["applications"][0]["args"]["device"] = "cpu"
+    config = tmp_path / "prod-on-cpu.yaml"
+    config.write_text(yaml.safe_dump(document))
+    with (tmp_path / "log").open("w") as log:
+        serve = subprocess.Popen(
+            [BIN / "serve", "run", config], env=cluster, stdout=log, stderr=subprocess.STDOUT, cwd=ROOT
+        )
+    try:
+        wait_for(lambda: answers("/readyz") or serve.poll() is not None, 120)
+        answer = requests.post(f"{ADDRESS}/v1/stylize", data=photo_bytes(48, 64), timeout=60)
+        assert answer.status_code == 200, answer.text
+        assert opened(answer.content).size == (64, 48)
+    finally:
+        serve.send_signal(signal.SIGINT)
+        serve.wait(200)
+
+
+def test_prod_without_cuda_is_refused_with_a_reason(cluster: dict[str, str]) -> None:
+    outcome = subprocess.run(
+        [*ANIMEGAN, "run", str(PROD)], env=cluster, capture_output=True, text=True, cwd=ROOT, timeout=300
+    )
+    assert outcome.returncode == 1
+    assert (
+        "num_gpus is 0.25, but torch sees no CUDA device on this machine. Set device: cpu in the application's args if "
+        "painting on the CPU is meant; otherwise install a CUDA build of torch and the GPU's driver."
+    ) in outcome.stderr
+
+
+def answers(path: str) -> bool:
+    try:
+        return requests.get(ADDRESS + path, timeout=5).status_code == 200
+    except requests.RequestException:
+        return False

@@ -1,0 +1,52 @@
+"""What the README tells a newcomer to type does what the README says."""
+
+import re
+import signal
+import subprocess
+from pathlib import Path
+
+import pytest
+from pictures import opened, photo_bytes
+from service import port_answers, running
+from shared import ROOT
+
+from serve_app.settings import CodecSettings, IngressSettings, Settings, StylizerSettings
+from serve_app.styles import read_catalogue
+
+README = (ROOT / "README.md").read_text()
+COMMANDS = [block.strip() for block in re.findall(r"```sh\n(.*?)```", README, re.DOTALL)]
+ADDRESS = "http://127.0.0.1:8000"
+
+
+def test_newcomer_paints_a_photo(tmp_path: Path) -> None:
+    if port_answers(8000):
+        pytest.skip("port 8000, which the README names, is taken on this machine")
+    run, curl = COMMANDS[:2]
+    assert (run, curl.split()[0]) == ("scripts/run", "curl")
+    (tmp_path / "photo.jpg").write_bytes(photo_bytes(60, 80, "JPEG"))
+    with running([run], ADDRESS, tmp_path / "log") as service:
+        assert curl in service.console()
+        subprocess.run(curl, shell=True, check=True, cwd=tmp_path)
+        assert opened((tmp_path / "painted.jpg").read_bytes()).size == (80, 60)
+        service.process.send_signal(signal.SIGINT)
+        assert service.process.wait(120) == 0
+
+
+def test_every_command_exists() -> None:
+    for command in (line.split()[0] for block in COMMANDS for line in block.splitlines()):
+        assert command == "curl" or command.startswith(".venv/bin/") or (ROOT / command).is_file(), command
+
+
+@pytest.mark.parametrize("model", [Settings, IngressSettings, CodecSettings, StylizerSettings])
+def test_settings_table_names_every_setting(model: type) -> None:
+    for name, field in model.model_fields.items():
+        (row,) = [line for line in README.splitlines() if f"| `{name}` |" in line]
+        default = row.split("|")[3].strip().strip("`")
+        shown = {33554432: "32 MiB", 734003200: "700 MiB", 64000000: "64,000,000", None: ""}
+        assert default == shown.get(field.default, str(field.default))
+
+
+def test_styles_table_names_every_style_of_the_catalogue() -> None:
+    for name, entry in read_catalogue().items():
+        (row,) = [line for line in README.splitlines() if line.startswith("| `") and f"`{name}`" in line]
+        assert entry.licence.split()[0] in row

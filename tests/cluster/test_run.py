@@ -1,0 +1,82 @@
+"""`scripts/run` and `animegan run` from start to end: each test starts a Ray of its own, one after another."""
+
+import signal
+import socket
+import subprocess
+from pathlib import Path
+
+import psutil
+import requests
+import yaml
+from pictures import opened, photo_bytes
+from service import ANIMEGAN, LOCAL_CONFIG, changed_config, free_port, running, wait_for
+from shared import ROOT
+
+
+def ray_processes(of: psutil.Process) -> list[psutil.Process]:
+    return [process for process in of.children(recursive=True) if "ray" in " ".join(process.cmdline())]
+
+
+def test_scripts_run_ends_cleanly_on_sigterm(tmp_path: Path) -> None:
+    config = tmp_path / "config.yaml"
+    address = changed_config(LOCAL_CONFIG, config)
+    with running([str(ROOT / "scripts" / "run"), str(config)], address, tmp_path / "log") as service:
+        assert (
+            f"curl --fail-with-body --data-binary @photo.jpg '{address}/v1/stylize' -o painted.jpg" in service.console()
+        )
+        answer = requests.post(f"{address}/v1/stylize", data=photo_bytes(48, 64), timeout=60)
+        assert opened(answer.content).size == (64, 48)
+        started = ray_processes(psutil.Process(service.process.pid))
+        assert started
+        service.process.send_signal(signal.SIGTERM)
+        assert service.process.wait(120) == 0
+        wait_for(lambda: not any(process.is_running() for process in started), 30)
+
+
+def broken_copy(tmp_path: Path, **args: object) -> Path:
+    config = tmp_path / "config.yaml"
+    changed_config(LOCAL_CONFIG, config)
+    document = yaml.safe_load(config.read_text())
+    document["applications"][0]["args"] |= args
+    config.write_text(yaml.safe_dump(document))
+    return config
+
+
+def run_to_its_end(config: Path) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([*ANIMEGAN, "run", str(config)], capture_output=True, text=True, cwd=ROOT, timeout=300)
+
+
+def test_a_failed_deployment_prints_why_and_exits(tmp_path: Path) -> None:
+    config = tmp_path / "config.yaml"
+    changed_config(LOCAL_CONFIG, config, Ingress={"user_config": {"default_style": "missing"}})
+    outcome = run_to_its_end(config)
+    assert outcome.returncode == 1
+    assert "the deployment failed" in outcome.stderr
+    assert "There is no style 'missing' here; installed are: toon." in outcome.stderr
+
+
+def test_cuda_that_is_not_there_is_refused_with_a_reason(tmp_path: Path) -> None:
+    outcome = run_to_its_end(broken_copy(tmp_path, device="cuda"))
+    assert outcome.returncode == 1
+    assert "device is cuda, but torch sees no CUDA device on this machine. Set device: cpu" in outcome.stderr
+
+
+def test_a_misspelt_key_is_refused_before_anything_starts(tmp_path: Path) -> None:
+    outcome = run_to_its_end(broken_copy(tmp_path, devise="cpu"))
+    assert outcome.returncode == 1
+    assert "applications.0.args.devise: unknown key, did you mean device?" in outcome.stderr
+
+
+def test_a_taken_port_is_refused_before_anything_starts(tmp_path: Path) -> None:
+    config = tmp_path / "config.yaml"
+    with socket.socket() as other:
+        port = free_port()
+        other.bind(("127.0.0.1", port))
+        other.listen()
+        changed_config(LOCAL_CONFIG, config)
+        document = yaml.safe_load(config.read_text())
+        document["http_options"]["port"] = port
+        config.write_text(yaml.safe_dump(document))
+        outcome = run_to_its_end(config)
+    assert outcome.returncode == 1
+    assert f"port {port} of 127.0.0.1 is taken" in outcome.stderr

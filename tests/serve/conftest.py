@@ -1,0 +1,34 @@
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from service import ANIMEGAN, LOCAL_CONFIG, Service, changed_config, running
+from shared import SHARED
+
+from serve_app.checkpoints import read_checkpoint, save_style
+from serve_app.generator import Generator
+from serve_app.styles import Style
+
+
+@pytest.fixture(scope="session")
+def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
+    """One service for all tests of this folder: configs/local.yaml with batches, a short queue and a second style."""
+    from seeding import seeded_state
+
+    folder = tmp_path_factory.mktemp("service")
+    config = folder / "config.yaml"
+    address = changed_config(
+        LOCAL_CONFIG,
+        config,
+        Stylizer={"user_config": {"max_batch_size": 4}, "max_queued_requests": 8},
+    )
+    styles = folder / "styles"
+    checkpoint = SHARED / "weights" / "hayao_99.pt"
+    weights = (
+        read_checkpoint(checkpoint.read_bytes(), checkpoint.name) if checkpoint.exists() else seeded_state(Generator())
+    )
+    second = Style(name="second", title="Second", resize="tf", eps=1e-12, licence="test", source="test", credit="test")
+    save_style(weights, second, styles / "second.safetensors")
+    environment = {"ANIMEGAN_STYLES_DIR": str(styles)}
+    with running([*ANIMEGAN, "run", str(config)], address, Path(folder / "log"), env=environment) as started:
+        yield started

@@ -1,0 +1,187 @@
+"""The real graph: real Ray, real HTTP, the shipped style, no GPU."""
+
+import re
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import psutil
+import pytest
+import requests
+from pictures import opened, photo_bytes
+from service import Service
+from shared import SHARED, files_of, name_of, needs_shared
+
+TOO_SMALL = {"tiny_1x1_prophoto.png", "tiny_2x2.png"}
+
+
+def stylize(service: Service, data: bytes, headers: dict[str, str] | None = None, **query: object) -> requests.Response:
+    return requests.post(f"{service.address}/v1/stylize", data=data, params=query, headers=headers, timeout=60)
+
+
+def problem(response: requests.Response) -> dict[str, object]:
+    assert response.headers["content-type"] == "application/problem+json"
+    document = response.json()
+    assert document["status"] == response.status_code
+    return document
+
+
+def peak_bytes(process: psutil.Process) -> int:
+    """VmHWM: the largest resident size since it was last reset."""
+    status = Path(f"/proc/{process.pid}/status").read_text()
+    return int(re.search(r"VmHWM:\s+(\d+) kB", status)[1]) * 1024
+
+
+def reset_peak(process: psutil.Process) -> None:
+    Path(f"/proc/{process.pid}/clear_refs").write_text("5")
+
+
+def test_service_paints_a_photo_with_its_receipt(service: Service) -> None:
+    answer = stylize(service, photo_bytes(150, 200), max_side=100)
+    assert answer.status_code == 200
+    assert answer.headers["content-type"] == "image/jpeg"
+    assert opened(answer.content).size == (100, 75)
+    receipt = {name: answer.headers[name] for name in ("X-Style", "X-Original-Size", "X-Painted-Size", "X-Resized")}
+    assert receipt == {
+        "X-Style": "toon",
+        "X-Original-Size": "200x150",
+        "X-Painted-Size": "100x75",
+        "X-Resized": "true",
+    }
+    assert re.fullmatch(
+        r"decode;dur=[\d.]+, queue;dur=[\d.]+, paint;dur=[\d.]+, encode;dur=[\d.]+", answer.headers["Server-Timing"]
+    )
+    assert answer.headers["Vary"] == "Accept"
+    assert answer.headers["X-Request-ID"]
+
+
+def test_every_format_comes_back(service: Service) -> None:
+    for format in ("jpeg", "webp", "png", "avif"):
+        answer = stylize(service, photo_bytes(40, 48), format=format)
+        assert answer.headers["content-type"] == f"image/{format}"
+        assert opened(answer.content).format == format.upper()
+
+
+def test_two_styles_are_served_by_one_replica(service: Service) -> None:
+    photo = photo_bytes(61, 83)
+    toon, second = (stylize(service, photo, style=style, format="png") for style in ("toon", "second"))
+    assert (toon.headers["X-Painted-Size"], second.headers["X-Painted-Size"]) == ("83x61", "80x60")
+    assert (toon.headers["X-Style"], second.headers["X-Style"]) == ("toon", "second")
+    assert len(service.replicas("Stylizer")) == 1
+
+
+def test_batched_pictures_equal_the_same_pictures_alone(service: Service) -> None:
+    photos = [photo_bytes(96, 128, seed=seed) for seed in range(8)]
+    alone = [np.asarray(opened(stylize(service, photo, format="png").content), float) for photo in photos]
+    with ThreadPoolExecutor(8) as pool:
+        answers = list(pool.map(lambda photo: stylize(service, photo, format="png"), photos))
+    together = [np.asarray(opened(answer.content), float) for answer in answers]
+    assert max(np.abs(a - b).max() for a, b in zip(alone, together, strict=True)) <= 1
+    # Pictures of one batch were painted in the same span of time, to the tenth of a millisecond.
+    spans = [re.search(r"paint;dur=([\d.]+)", answer.headers["Server-Timing"])[1] for answer in answers]
+    assert len(set(spans)) < len(spans)
+
+
+@needs_shared
+@pytest.mark.parametrize("path", files_of("photos"), ids=name_of)
+def test_every_photo_is_painted_at_its_right_size(service: Service, path: Path) -> None:
+    answer = stylize(service, path.read_bytes(), max_side=160)
+    if path.name in TOO_SMALL:
+        assert answer.status_code == 422
+        assert (problem(answer)["code"], problem(answer)["limit"]) == ("too-small", 8)
+        return
+    assert answer.status_code == 200
+    width, height = map(int, answer.headers["X-Original-Size"].split("x"))
+    scale = min(1, 160 / max(width, height))
+    assert opened(answer.content).size == (round(width * scale), round(height * scale))
+
+
+@needs_shared
+def test_hostile_files_cost_an_answer_and_nothing_else(service: Service) -> None:
+    index = (SHARED / "bad" / "INDEX.md").read_text().splitlines()
+    replicas = [service.replica(name).pid for name in ("Ingress", "Codec", "Stylizer")]
+    codec = service.replica("Codec")
+    idle_bytes = codec.memory_info().rss
+    reset_peak(codec)
+    for path in files_of("bad"):
+        verdict = next(line for line in index if name_of(path) in line).split("|")[3].strip()
+        answer = stylize(service, path.read_bytes(), max_side=160)
+        assert answer.elapsed.total_seconds() < 5, path
+        if answer.status_code == 200:
+            assert verdict.startswith("decodes"), path
+        else:
+            assert 400 <= answer.status_code < 500, path
+            assert problem(answer)["detail"], path
+    assert peak_bytes(codec) - idle_bytes < 300 * 2**20
+    assert [service.replica(name).pid for name in ("Ingress", "Codec", "Stylizer")] == replicas
+    assert stylize(service, photo_bytes(40, 48)).status_code == 200
+
+
+def test_a_users_mistake_logs_no_traceback(service: Service) -> None:
+    assert stylize(service, b"not a picture").status_code == 415
+    assert "Traceback" not in service.console()
+
+
+def test_metadata_never_leaves(service: Service) -> None:
+    from PIL import Image
+
+    exif = Image.Exif()
+    exif.get_ifd(0x8825).update({1: "N", 2: (48.0, 51.0, 30.0)})
+    data = photo_bytes(40, 48, "JPEG", exif=exif, comment=b"secret place")
+    assert opened(data).getexif().get_ifd(0x8825)
+    for format in ("jpeg", "webp", "png", "avif"):
+        answer = stylize(service, data, format=format)
+        painted = opened(answer.content)
+        assert not painted.getexif().get_ifd(0x8825)
+        assert b"secret" not in answer.content
+        assert "icc_profile" not in painted.info
+
+
+def test_a_burst_beyond_the_queue_is_refused_politely(service: Service) -> None:
+    photos = [photo_bytes(192, 192, seed=seed) for seed in range(40)]
+    with ThreadPoolExecutor(40) as pool:
+        answers = list(pool.map(lambda photo: stylize(service, photo), photos))
+    statuses = {answer.status_code for answer in answers}
+    assert statuses == {200, 429}
+    refused = next(answer for answer in answers if answer.status_code == 429)
+    assert int(refused.headers["Retry-After"]) >= 1
+    assert problem(refused)["code"] == "too-busy"
+
+
+def test_running_out_of_memory_costs_one_503_and_no_replica(service: Service) -> None:
+    stylizer = service.replica("Stylizer")
+    headroom = stylizer.memory_info().vms + 300 * 2**20  # a 1024 x 1024 picture takes about 1.3 GB
+    limits = stylizer.rlimit(psutil.RLIMIT_AS)
+    photo = photo_bytes(1024, 1024)
+    stylizer.rlimit(psutil.RLIMIT_AS, (headroom, limits[1]))
+    try:
+        answer = stylize(service, photo)
+    finally:
+        stylizer.rlimit(psutil.RLIMIT_AS, limits)
+    assert answer.status_code == 503
+    assert problem(answer)["code"] == "out-of-memory"
+    assert int(answer.headers["Retry-After"]) >= 1
+    assert stylize(service, photo_bytes(40, 48)).status_code == 200
+    assert service.replica("Stylizer").pid == stylizer.pid
+
+
+def test_only_the_stylizers_process_holds_torch(service: Service) -> None:
+    def holds_torch(deployment: str) -> bool:
+        return "libtorch_cpu" in Path(f"/proc/{service.replica(deployment).pid}/maps").read_text()
+
+    assert {name: holds_torch(name) for name in ("Ingress", "Codec", "Stylizer")} == {
+        "Ingress": False,
+        "Codec": False,
+        "Stylizer": True,
+    }
+
+
+def test_service_tells_of_itself(service: Service) -> None:
+    get = lambda path: requests.get(f"{service.address}{path}", timeout=10)  # noqa: E731
+    assert get("/livez").json() == {"status": "ok"}
+    assert get("/readyz").json() == {"status": "ok"}
+    installed = {style["name"]: style["licence"] for style in get("/v1/styles").json()["styles"] if style["installed"]}
+    assert installed == {"toon": "MIT", "second": "test"}
+    assert "/v1/stylize" in get("/openapi.json").json()["paths"]
+    assert "swagger-ui" in get("/docs").text
+    assert "<html" in get("/").text
