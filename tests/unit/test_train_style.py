@@ -99,7 +99,7 @@ def test_contact_sheet_shows_the_photographs_kept_from_training(trained: Path) -
 def test_card_tells_how_the_style_was_trained(trained: Path) -> None:
     card = (trained / "run" / "tiny.md").read_text()
     assert card.startswith("# tiny\n")
-    assert "scripts/train_style.py --photos photos --seed 7`" in card
+    assert "scripts/train_style.py --photos photos --seed 7 --stages 32:2:3:0.001\n" in card
     assert "- Photographs: 2 for training in 4 colourings each, 1 for validation." in card
     assert "| 32 px | 2 | 3 | 0.001 |" in card
     (entry,) = json.loads(card.split("```json")[1].split("```")[0])
