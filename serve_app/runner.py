@@ -8,6 +8,7 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -40,12 +41,13 @@ def run(config: Path) -> int:
         raise StartError(
             f"port {port} of {host} is taken; stop what listens there, or set http_options.port in {config}"
         )
-    # A session of its own, so that a terminal's Ctrl-C reaches this process alone and stopping happens once, in order.
-    serve = subprocess.Popen(
-        [sys.executable, "-m", "ray.serve.scripts", "run", str(config)], start_new_session=True, env=child_environment()
-    )
-    stopping = raise_on_signals()
+    # Before the child starts: a shell's background jobs ignore SIGINT, and the child would inherit that and never stop.
+    ignore_signals = raise_on_signals()
+    serve = None
     try:
+        # A session of its own: a terminal's Ctrl-C reaches this process alone, and stopping happens once, in order.
+        command = [sys.executable, "-m", "ray.serve.scripts", "run", str(config)]
+        serve = subprocess.Popen(command, start_new_session=True, env=child_environment())
         wait_until_ready(serve, f"http://{host}:{port}", config)
         print_welcome(f"http://{host}:{port}")
         return serve.wait()
@@ -53,15 +55,16 @@ def run(config: Path) -> int:
         print("\nstopping ...", flush=True)
         return 0
     finally:
-        stopping()
-        stop(serve)
+        ignore_signals()
+        if serve is not None:
+            stop(serve)
 
 
 class Stop(BaseException):
     """SIGINT or SIGTERM came."""
 
 
-def raise_on_signals() -> Any:
+def raise_on_signals() -> Callable[[], None]:
     """Turns the first SIGINT or SIGTERM into `Stop`; returns a function that makes later ones harmless."""
 
     def on_signal(number: int, frame: FrameType | None) -> None:
