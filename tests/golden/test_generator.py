@@ -25,7 +25,7 @@ def seeded_generator(mode: str) -> Generator:
 
 
 def to_input(photo: np.ndarray) -> torch.Tensor:
-    return torch.from_numpy(photo).permute(0, 3, 1, 2).float() / 127.5 - 1
+    return torch.from_numpy(photo.copy()).permute(0, 3, 1, 2).float() / 127.5 - 1
 
 
 def test_golden_data_is_there() -> None:
