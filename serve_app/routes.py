@@ -15,6 +15,7 @@ from fastapi.responses import FileResponse, JSONResponse, Response
 from fastapi_offline import FastAPIOffline
 from pydantic import BaseModel, ConfigDict, Field
 from starlette.exceptions import HTTPException
+from starlette.staticfiles import StaticFiles
 
 from serve_app.encode import MEDIA_TYPES, negotiate
 from serve_app.errors import BadOption, NotReady, RequestError
@@ -25,7 +26,7 @@ from serve_app.uploads import read_upload
 
 logger = logging.getLogger(__name__)
 
-PAGE = Path(__file__).parent / "page" / "index.html"
+PAGE = Path(__file__).parent / "page"
 PROBLEM = "application/problem+json"
 
 
@@ -181,8 +182,9 @@ def create_app(pipeline: Pipeline) -> FastAPI:
 
     @app.get("/", include_in_schema=False)
     async def page() -> FileResponse:
-        return FileResponse(PAGE, headers={"Cache-Control": "no-cache"})
+        return FileResponse(PAGE / "index.html", headers={"Cache-Control": "no-cache"})
 
+    app.mount("/page", StaticFiles(directory=PAGE))
     describe_problems(app)
     return app
 

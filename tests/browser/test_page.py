@@ -131,6 +131,15 @@ def test_page_paints_a_picked_photo_and_says_that_it_was_fitted(page: Page, tmp_
     assert np.abs(np.asarray(painting.convert("RGB")) - negative).mean() < 3
 
 
+def test_page_shows_a_sample_and_paints_it(page: Page, tmp_path: Path) -> None:
+    expect_shown(page, "A photograph of two parrots")
+    expect_shown(page, "The same parrots, painted as anime")
+    page.get_by_role("button", name="Paint this photo").click()
+    expect_shown(page, "Your photo, painted in the style Toon")
+    expect(page.get_by_alt_text("A photograph of two parrots")).to_be_hidden()
+    assert read_painting(page, tmp_path)[0] == "parrots-toon.jpg"
+
+
 def test_page_says_that_a_photo_was_painted_at_its_own_size(page: Page) -> None:
     choose(page, upload(jpeg(photo(400, 300))))
     expect(page.get_by_role("status")).to_have_text(f"Painted at its own size, 400 {TIMES} 300.")

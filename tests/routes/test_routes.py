@@ -205,3 +205,11 @@ def test_docs_load_nothing_from_elsewhere() -> None:
     page = client().get("/docs").text
     assert "https://" not in page
     assert "swagger-ui-bundle.js" in page
+
+
+def test_sample_pictures_of_the_page_are_served() -> None:
+    for name in ("sample-photo.jpg", "sample-painting.jpg"):
+        answer = client().get(f"/page/{name}")
+        assert (answer.status_code, answer.headers["Content-Type"]) == (200, "image/jpeg")
+    answer = client().get("/page/nothing.jpg")
+    assert (answer.status_code, answer.headers["Content-Type"]) == (404, "application/problem+json")
