@@ -12,19 +12,33 @@ from numpy.typing import NDArray
 Plane = NDArray[np.float32]  # (H, W)
 Picture = NDArray[np.float32]  # (H, W, 3)
 
+CONTRAST = 0.68  # root mean square about mid-grey, on [-1, 1]
 BORDER = 16  # l0Smooth works by FFT and wraps around: without reflected margins the borders glow
 
 
 def teach(photo: NDArray[np.uint8]) -> NDArray[np.uint8]:
     """Paints one photograph, uint8 RGB (H, W, 3), at the size given; radii are pixels of that size."""
-    rgb = photo.astype(np.float32) / 255
-    lab = smooth(cv2.cvtColor(rgb, cv2.COLOR_RGB2LAB))
-    ink = lines(lab[..., 0] / 100)
-    coloured = grade(flatten(lab))
+    rgb = expose(photo)
+    lab = cv2.cvtColor(rgb, cv2.COLOR_RGB2LAB)
+    kept = guard(lab[..., 0] / 100)[..., None]
+    smoothed = smooth(lab)
+    ink = lines(smoothed[..., 0] / 100)
+    coloured = grade(flatten(smoothed) * (1 - kept) + lab * kept)
     painted = cv2.cvtColor(coloured, cv2.COLOR_LAB2RGB)
     strength = 0.85 * ink[..., None]
     painted = painted * (1 - strength) + 0.28 * painted * strength
     return np.clip(painted * 255 + 0.5, 0, 255).astype(np.uint8)
+
+
+def expose(photo: NDArray[np.uint8] | Picture) -> Picture:
+    """The photograph on [0, 1] at one standard contrast, with soft shoulders: what the student can know of it.
+
+    The generator's first convolution has no bias and its norm divides by the picture's own deviation, so a photograph
+    and the same at half the contrast about mid-grey are one to it. A teacher that told them apart could not be learnt.
+    """
+    signal = photo.astype(np.float32) / 127.5 - 1
+    signal *= CONTRAST / max(float(np.sqrt(np.mean(signal * signal))), 1e-3)
+    return np.asarray(0.5 + 0.5 * signal / (1 + np.abs(signal) ** 3) ** (1 / 3), np.float32)
 
 
 def smooth(lab: Picture) -> Picture:
@@ -35,17 +49,27 @@ def smooth(lab: Picture) -> Picture:
 
 
 def flatten(lab: Picture) -> Picture:
-    """Flat areas, except where a small strong structure (an eye, a letter) would be lost in them."""
+    """Flat areas with clean boundaries. Shadows are lifted for it, or all their contours would be lost."""
     rgb = np.clip(cv2.cvtColor(lab, cv2.COLOR_LAB2RGB), 0, 1)
     margin = min(BORDER, min(rgb.shape[:2]) - 1)
-    padded = cv2.copyMakeBorder(rgb, margin, margin, margin, margin, cv2.BORDER_REFLECT_101)
-    flat = cv2.ximgproc.l0Smooth(padded, None, 0.006, 2.0)[margin:-margin, margin:-margin]
-    flat_lab = cv2.cvtColor(np.clip(flat, 0, 1), cv2.COLOR_RGB2LAB)
-    luminance = lab[..., 0] / 100
+    padded = cv2.copyMakeBorder(rgb**0.7, margin, margin, margin, margin, cv2.BORDER_REFLECT_101)
+    flat = cv2.ximgproc.l0Smooth(padded, None, 0.007, 2.0)[margin:-margin, margin:-margin]
+    flat_lab = cv2.cvtColor(np.clip(flat, 0, 1) ** (1 / 0.7), cv2.COLOR_RGB2LAB)
+    return np.asarray(0.85 * flat_lab + 0.15 * lab, np.float32)
+
+
+def guard(luminance: Plane) -> Plane:
+    """Where detail must be kept, in [0, 1]: it is strong (lettering), or alone in a calm place (an eye, a mouth).
+
+    Contrast is relative to the brightness around, so that eyes in dark faces count as much as in light ones; texture is
+    as strong as its surroundings and is not kept.
+    """
+    around = cv2.GaussianBlur(luminance, (0, 0), 6)
     detail = cv2.GaussianBlur(np.abs(luminance - cv2.GaussianBlur(luminance, (0, 0), 3)), (0, 0), 2)
-    guard = smoothstep(detail, 0.03, 0.09)[..., None]
-    share = 0.75 * (1 - 0.8 * guard)
-    return np.asarray(flat_lab * share + lab * (1 - share), np.float32)
+    detail /= 0.12 + 0.88 * around
+    alone = detail / (cv2.GaussianBlur(detail, (0, 0), 14) + 0.004)
+    alone = smoothstep(detail, 0.02, 0.05) * smoothstep(alone, 1.0, 1.5)
+    return np.maximum(0.6 * smoothstep(detail, 0.1, 0.2), 0.95 * alone)
 
 
 def grade(lab: Picture) -> Picture:
@@ -54,12 +78,12 @@ def grade(lab: Picture) -> Picture:
     bins = 8
     centre = (np.floor(luminance * bins) + 0.5) / bins
     stepped = centre + np.tanh((luminance - centre) * bins * 3) / (2 * bins)
-    luminance = (0.05 + 0.95 * (0.5 * luminance + 0.5 * stepped)) ** 0.78
+    luminance = (0.04 + 0.96 * (0.4 * luminance + 0.6 * stepped)) ** 0.8
     chroma = np.hypot(lab[..., 1], lab[..., 2]) + 1e-6
     shoulder = 88.0
-    gain = shoulder * np.tanh(1.45 * chroma / shoulder) / chroma
+    gain = shoulder * np.tanh(1.35 * chroma / shoulder) / chroma
     a = lab[..., 1] * gain
-    b = lab[..., 2] * gain + 10 * (luminance - 0.55)
+    b = lab[..., 2] * gain + 14 * (luminance - 0.55)
     return np.dstack([100 * luminance, a, b]).astype(np.float32)
 
 

@@ -3,19 +3,20 @@
     pip install -e '.[train]'
     python scripts/train_style.py --photos DIR [--photos DIR] --out runs/toon
 
-The generator has no skip connection and must first learn to carry a picture through four times fewer pixels, so it
-goes from small whole pictures to larger ones. GroupNorm discards a crop's brightness and contrast: pictures are whole.
-Stop it at any time; the same command resumes from the last checkpoint. At the end it writes the style (16-bit
-safetensors) and its model card.
+The generator has no skip connection: it starts as a near copy of its photograph (see `carry_picture`) and learns on
+random crops of photographs at random scales, small ones first. The teacher paints each crop by itself, since GroupNorm
+shows the student no more than that. Stop it at any time; the same command resumes from the last checkpoint. At the end
+it writes the style (16-bit safetensors) and its model card. `scripts/judge_style.py` measures the result.
 """
 
 import argparse
 import copy
-import json
+import math
 import platform
 import random
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from datetime import date
 from pathlib import Path
@@ -23,36 +24,42 @@ from pathlib import Path
 import cv2
 import numpy as np
 import torch
-import torch.nn.functional as F
+from folders import Frame, contact_sheet, find_photos, fit, open_photo, to_frame, to_tensor
+from head_start import carry_picture
+from likeness import compare, picture_loss
 from numpy.typing import NDArray
-from PIL import Image, ImageOps
+from PIL import Image
 from pydantic import ValidationError
 from teacher import teach
-from torch import Tensor, nn
+from torch import Tensor
 from tqdm import tqdm
 
 from serve_app.checkpoints import save_style
-from serve_app.generator import Generator, InvertedResidual
+from serve_app.generator import Generator
+from serve_app.settings import ResizeMode
 from serve_app.styles import Style
 
-Frame = NDArray[np.uint8]  # (H, W, 3) RGB
 Pair = tuple[Frame, Frame]  # photo, the teacher's painting of it
 
-COLOURINGS = 4
-SHAPES = {"wide": (0.816, 1.225), "square": (1.0, 1.0), "tall": (1.225, 0.816)}  # (H, W) of one stage's side, near 3:2
+CROPS = 12  # of each photograph in each stage
+LONGEST_SIDE = 1024  # pixels: no crop is of a larger photograph, since none larger is painted by default
+EXAM_SIDE = 512  # pixels: the longer side of the validation photographs
+EXAM_EVERY = 200  # steps
 EMA_DECAY = 0.995
-RESIZE_MODE = "align"
+# Aligned corners stretch the picture by some 3 pixels across its width, and the student cannot know where in it it is:
+# contours come out soft or doubled. `tf` keeps every pixel in its place.
+RESIZE_MODE: ResizeMode = "tf"
 
 
 @dataclass(frozen=True)
 class Stage:
-    side: int  # pixels: the square root of the picture's area
+    side: int  # pixels: of square crops
     batch: int
     steps: int
     learning_rate: float
 
 
-STAGES = [Stage(64, 8, 1200, 6e-4), Stage(128, 4, 1500, 5e-4), Stage(256, 2, 1500, 3e-4)]
+STAGES = [Stage(128, 8, 400, 8e-4), Stage(256, 2, 1300, 6e-4), Stage(384, 1, 400, 2e-4)]
 
 
 @dataclass
@@ -89,6 +96,7 @@ def parse_options() -> argparse.Namespace:
     parser.add_argument("--stages", type=parse_stages, default=STAGES, help="side:batch:steps:learning_rate,...")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--precision", choices=["auto", "bf16", "fp32"], default="auto", help="of convolutions")
     return parser.parse_args()
 
 
@@ -116,14 +124,6 @@ def parse_stages(text: str) -> list[Stage]:
     return stages
 
 
-def find_photos(folders: list[Path], least: int = 2) -> list[Path]:
-    endings = {".jpg", ".jpeg", ".png", ".webp"}
-    photos = sorted(p for folder in folders for p in folder.rglob("*") if p.suffix.lower() in endings)
-    if len(photos) < least:
-        raise SystemExit(f"{len(photos)} photographs in {', '.join(map(str, folders))}: {least} at least are needed")
-    return photos
-
-
 def refuse_held_out(photos: list[Path], held_out: Path | None) -> None:
     """A difference hash within 10 of 256 bits is the same photograph, resized or recompressed."""
     if held_out is None:
@@ -145,7 +145,8 @@ class Trainer:
     def __init__(self, options: argparse.Namespace, training: list[Path], validation: list[Path]) -> None:
         self.options, self.training, self.validation = options, training, validation
         self.device = torch.device(options.device)
-        self.student = carry_colours(Generator(RESIZE_MODE)).to(self.device, memory_format=torch.channels_last)
+        self.half = runs_bf16(self.device) if options.precision == "auto" else options.precision == "bf16"
+        self.student = carry_picture(Generator(RESIZE_MODE)).to(self.device, memory_format=torch.channels_last)
         self.average = copy.deepcopy(self.student)
         self.progress = Progress()
         self.checkpoint = options.out / "checkpoint.pt"
@@ -161,9 +162,9 @@ class Trainer:
 
     def run_stage(self, stage: Stage) -> None:
         rng = random.Random(f"{self.options.seed}/{stage.side}/{self.progress.step}")
-        banks = make_bank(self.training, stage.side, COLOURINGS, rng, "teaching")
-        exam = [pair for bank in make_bank(self.validation, stage.side, 1, rng, "examining").values() for pair in bank]
-        batches = draw_batches(banks, stage.batch, rng)
+        bank = make_bank(self.training, stage.side, rng)
+        exam = make_exam(self.validation)
+        batches = draw_batches(bank, stage.batch, rng)
         began = time.monotonic()
         bar = tqdm(
             range(self.progress.step, stage.steps),
@@ -177,7 +178,7 @@ class Trainer:
                 group["lr"] = stage.learning_rate * one_cycle(step / stage.steps)
             loss = self.learn(*next(batches))
             bar.set_postfix(loss=f"{loss:.4f}")
-            if (step + 1) % 100 == 0 or step + 1 == stage.steps:
+            if (step + 1) % EXAM_EVERY == 0 or step + 1 == stage.steps:
                 self.progress.seconds += time.monotonic() - began
                 began = time.monotonic()
                 self.progress.step = step + 1
@@ -186,7 +187,9 @@ class Trainer:
 
     def learn(self, photo: Tensor, target: Tensor) -> float:
         photo, target = (t.to(self.device, memory_format=torch.channels_last) for t in (photo, target))
-        loss = picture_loss(self.student(photo), target)
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.half):
+            painted = self.student(photo)
+        loss = picture_loss(painted.float(), target)
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(self.student.parameters(), 1.0)
@@ -198,16 +201,15 @@ class Trainer:
 
     @torch.inference_mode()
     def examine(self, stage: Stage, exam: list[Pair]) -> None:
-        """Mean L1 against the teacher on [0, 1] over photographs kept from training, and a contact sheet of them."""
-        errors, rows = [], []
+        """Nearness to the teacher over photographs kept from training, and a contact sheet of them."""
+        marks, rows = [], []
         for photo, target in exam:
             painted = self.average(to_tensor([photo]).to(self.device)).cpu()
-            errors.append((painted - to_tensor([target])).abs().mean().item() / 2)
+            marks.append(compare(painted, to_tensor([target])))
             rows.append(np.hstack([photo, target, to_frame(painted[0])]))
-        self.progress.validation.append(
-            {"side": stage.side, "step": self.progress.step, "l1": round(float(np.mean(errors)), 4)}
-        )
-        tqdm.write(f"{stage.side} px, step {self.progress.step}: validation L1 {np.mean(errors):.4f}")
+        mean = {name: round(float(np.mean([mark[name] for mark in marks])), 4) for name in marks[0]}
+        self.progress.validation.append({"side": stage.side, "step": self.progress.step, **mean})
+        tqdm.write(f"{stage.side} px, step {self.progress.step}: validation {mean}")
         Image.fromarray(contact_sheet(rows)).save(self.options.out / "contact-sheet.png")
 
     def save(self) -> None:
@@ -235,8 +237,10 @@ class Trainer:
 
     def card(self) -> str:
         stages = "\n".join(f"| {s.side} px | {s.batch} | {s.steps} | {s.learning_rate} |" for s in self.options.stages)
-        last = {entry["side"]: entry for entry in self.progress.validation}
-        results = "\n".join(f"| {int(side)} px | {entry['l1']} |" for side, entry in last.items())
+        results = "\n".join(
+            f"| {entry['side']} px, {entry['step']} | {entry['l1']} | {entry['ssim']} | {entry['crispness']} |"
+            for entry in self.progress.validation
+        )
         folders = " ".join(f"--photos {folder.name}" for folder in self.options.photos)
         plan = ",".join(f"{s.side}:{s.batch}:{s.steps}:{s.learning_rate}" for s in self.options.stages)
         return f"""# {self.options.name}
@@ -246,51 +250,32 @@ The AnimeGANv2 generator (2,143,552 parameters, `{RESIZE_MODE}`, eps 1e-5) imita
 
     python scripts/train_style.py {folders} --seed {self.options.seed} --stages {plan}
 
-- Photographs: {len(self.training)} for training in {COLOURINGS} colourings each, {len(self.validation)} for validation.
-- Machine: {platform.machine()}, {self.device.type}, {torch.get_num_threads()} threads.
+- Photographs: {len(self.training)} for training, {CROPS} crops of each in every stage; {len(self.validation)} for
+  validation.
+- Machine: {platform.machine()}, {self.device.type}, {torch.get_num_threads()} threads,
+  {"bf16" if self.half else "fp32"} convolutions.
 - Time: {self.progress.seconds / 60:.0f} minutes.
-- Torch {torch.__version__.split("+")[0]}. Loss: L1 + half gradient L1 + quarter Laplacian L1.
+- Torch {torch.__version__.split("+")[0]}. Loss: that of `picture_loss`.
 - Adam; exponential mean of weights {EMA_DECAY}.
 
-| pictures | batch | steps | learning rate |
+| crops | batch | steps | learning rate |
 | --- | --- | --- | --- |
 {stages}
 
-| pictures | validation L1 to the teacher, on [0, 1] |
-| --- | --- |
-{results}
+Validation photographs at {EXAM_SIDE} px against the teacher: L1 on [0, 1], SSIM, and the student's mean gradient
+magnitude over the teacher's.
 
-```json
-{json.dumps(self.progress.validation)}
-```
+| stage, step | L1 | SSIM | crispness |
+| --- | --- | --- | --- |
+{results}
 """
 
 
-@torch.no_grad()
-def carry_colours(generator: Generator) -> Generator:
-    """Starts the student as a blurred copy of its photograph instead of as noise; hours of training saved on a CPU.
-
-    Six channels of every layer carry r, g, b and their negatives from end to end: leaky(x) - leaky(-x) = 1.2 x is
-    linear, and the pairs' mean is zero, so that the norms leave them be. All other channels keep their random start.
-    """
-    routes = range(6)
-    for convolution in (module for module in generator.modules() if isinstance(module, nn.Conv2d)):
-        weight = convolution.weight  # (out, in, k, k)
-        middle = weight.shape[-1] // 2
-        weight[: len(routes)] *= 0.1
-        for route in routes:
-            colour, sign = route % 3, 1 if route < 3 else -1
-            if weight.shape[1] == 3:  # the photograph itself
-                weight[route, colour, middle, middle] = sign
-            elif convolution.groups > 1:  # depthwise: each channel for itself
-                weight[route, 0, middle, middle] = 1
-            elif route < weight.shape[0]:
-                weight[route, colour, middle, middle] = 0.7 * sign
-                weight[route, colour + 3, middle, middle] = -0.7 * sign
-    for block in (module for module in generator.modules() if isinstance(module, InvertedResidual)):
-        if block.is_residual:
-            block.layers[-1].weight.fill_(0.1)
-    return generator
+def runs_bf16(device: torch.device) -> bool:
+    """Whether the device multiplies bfloat16 in hardware; where it does not, bf16 is many times slower."""
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    return bool(torch.cpu._is_avx512_bf16_supported())
 
 
 def one_cycle(t: float) -> float:
@@ -298,40 +283,34 @@ def one_cycle(t: float) -> float:
     return t / 0.05 if t < 0.05 else 0.05 + 0.95 * 0.5 * (1 + float(np.cos(np.pi * (t - 0.05) / 0.95)))
 
 
-def picture_loss(painted: Tensor, target: Tensor) -> Tensor:
-    """L1, L1 of gradients and L1 of Laplacians: the last two ask for clean contours."""
-    loss = F.l1_loss(painted, target)
-    for axis in (2, 3):
-        loss = loss + 0.5 * F.l1_loss(painted.diff(dim=axis), target.diff(dim=axis))
-    return loss + 0.25 * F.l1_loss(laplacian(painted), laplacian(target))
+def make_bank(photos: list[Path], side: int, rng: random.Random) -> list[Pair]:
+    """Random crops of photographs at random scales and in other colours, and the teacher's paintings of them."""
+    crops = [crop for path in photos for crop in cut(open_photo(path), side, rng)]
+    return paint_all(crops, f"teaching at {side} px")
 
 
-def laplacian(x: Tensor) -> Tensor:
-    return 4 * x[..., 1:-1, 1:-1] - x[..., :-2, 1:-1] - x[..., 2:, 1:-1] - x[..., 1:-1, :-2] - x[..., 1:-1, 2:]
+def make_exam(photos: list[Path]) -> list[Pair]:
+    whole = [fit(open_photo(path), EXAM_SIDE) for path in photos]
+    return paint_all(whole, "teaching the examination")
 
 
-def make_bank(photos: list[Path], side: int, colourings: int, rng: random.Random, label: str) -> dict[str, list[Pair]]:
-    """Photographs at one stage's size and the teacher's paintings of them, by shape; the first colouring is plain."""
-    bank: dict[str, list[Pair]] = {shape: [] for shape in SHAPES}
-    for path in tqdm(photos, desc=f"{label} at {side} px", mininterval=5):
-        image = ImageOps.exif_transpose(Image.open(path)).convert("RGB")
-        shape = shape_of(image)
-        photo = np.asarray(fit_shape(image, side, shape))
-        for colouring in range(colourings):
-            coloured = jitter(photo, rng) if colouring else photo
-            bank[shape].append((coloured, teach(coloured)))
-    return {shape: pairs for shape, pairs in bank.items() if pairs}
+def paint_all(photos: list[Frame], label: str) -> list[Pair]:
+    with ThreadPoolExecutor(torch.get_num_threads()) as pool:
+        return list(zip(photos, tqdm(pool.map(teach, photos), label, len(photos), mininterval=5), strict=True))
 
 
-def shape_of(image: Image.Image) -> str:
-    ratio = image.width / image.height
-    return "wide" if ratio > 1.2 else "tall" if ratio < 1 / 1.2 else "square"
-
-
-def fit_shape(image: Image.Image, side: int, shape: str) -> Image.Image:
-    """Crops to the shape's aspect around the middle, then LANCZOS to its size, each side a multiple of 4."""
-    height, width = (round(side * factor / 4) * 4 for factor in SHAPES[shape])
-    return ImageOps.fit(image, (width, height), Image.Resampling.LANCZOS)
+def cut(photo: Image.Image, side: int, rng: random.Random) -> Iterator[Frame]:
+    """Square crops, half of them in other colours, at scales from the crop being the whole short side upwards."""
+    least = side / min(photo.size)
+    most = max(least, min(1.0, LONGEST_SIDE / max(photo.size)))
+    for number in range(CROPS):
+        scale = math.exp(rng.uniform(math.log(least), math.log(most)))
+        width, height = (max(side, round(length * scale)) for length in photo.size)
+        left, top = rng.randint(0, width - side), rng.randint(0, height - side)
+        box = tuple(edge / scale for edge in (left, top, left + side, top + side))
+        box = (box[0], box[1], min(box[2], photo.width), min(box[3], photo.height))
+        crop = np.asarray(photo.resize((side, side), Image.Resampling.LANCZOS, box=box))
+        yield jitter(crop, rng) if number % 2 else crop
 
 
 def jitter(photo: Frame, rng: random.Random) -> Frame:
@@ -343,29 +322,18 @@ def jitter(photo: Frame, rng: random.Random) -> Frame:
     return (cv2.cvtColor(hsv, cv2.COLOR_HSV2RGB) * 255 + 0.5).clip(0, 255).astype(np.uint8)
 
 
-def draw_batches(banks: dict[str, list[Pair]], size: int, rng: random.Random) -> Iterator[tuple[Tensor, Tensor]]:
-    shapes, weights = list(banks), [len(pairs) for pairs in banks.values()]
+def draw_batches(bank: list[Pair], size: int, rng: random.Random) -> Iterator[tuple[Tensor, Tensor]]:
+    """Every pair once, mirrored or not, before any comes again."""
+    order: list[int] = []
     while True:
-        shape = rng.choices(shapes, weights)[0]
-        pairs = [mirror(pair, rng) for pair in rng.choices(banks[shape], k=size)]
+        while len(order) < size:
+            order += rng.sample(range(len(bank)), len(bank))
+        pairs = [mirror(bank[order.pop()], rng) for _ in range(size)]
         yield to_tensor([photo for photo, _ in pairs]), to_tensor([target for _, target in pairs])
 
 
 def mirror(pair: Pair, rng: random.Random) -> Pair:
     return (pair[0][:, ::-1], pair[1][:, ::-1]) if rng.random() < 0.5 else pair
-
-
-def to_tensor(frames: list[Frame]) -> Tensor:
-    return torch.from_numpy(np.stack(frames)).permute(0, 3, 1, 2).float() / 127.5 - 1  # (N, 3, H, W)
-
-
-def to_frame(painted: Tensor) -> Frame:
-    return ((painted.permute(1, 2, 0).numpy() + 1) * 127.5 + 0.5).clip(0, 255).astype(np.uint8)
-
-
-def contact_sheet(rows: list[Frame]) -> Frame:
-    width = max(row.shape[1] for row in rows)
-    return np.vstack([np.pad(row, ((0, 4), (0, width - row.shape[1]), (0, 0))) for row in rows])
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
-import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import numpy as np
 import pytest
@@ -78,14 +78,14 @@ def save_photo(path: Path, seed: int, size: tuple[int, int] = (64, 48), **option
     Image.fromarray(spots).resize(size, Image.Resampling.BICUBIC).save(path, **options)
 
 
-def progress_of(run: Path) -> dict[str, object]:
-    progress: dict[str, object] = torch.load(run / "checkpoint.pt", weights_only=True)["progress"]
+def progress_of(run: Path) -> dict[str, Any]:
+    progress: dict[str, Any] = torch.load(run / "checkpoint.pt", weights_only=True)["progress"]
     return progress
 
 
 def test_training_ends_with_a_style_that_paints(trained: Path) -> None:
     style = installed_styles(trained / "run")["tiny"]
-    assert (style.title, style.resize, style.eps, style.licence) == ("Tiny", "align", 1e-5, "MIT")
+    assert (style.title, style.resize, style.eps, style.licence) == ("Tiny", "tf", 1e-5, "MIT")
     assert style.path.stat().st_size < 5_000_000  # 16 bits a weight
     with torch.inference_mode():
         assert load_generator(style)(torch.zeros(1, 3, 16, 16)).isfinite().all()
@@ -93,18 +93,18 @@ def test_training_ends_with_a_style_that_paints(trained: Path) -> None:
 
 def test_contact_sheet_shows_the_photographs_kept_from_training(trained: Path) -> None:
     with Image.open(trained / "run" / "contact-sheet.png") as sheet:
-        assert sheet.size == (3 * 40, 28 + 4)  # photograph, teacher and student, of one photograph
+        assert sheet.size == (3 * 64, 48 + 4)  # photograph, teacher and student, of one photograph
 
 
 def test_card_tells_how_the_style_was_trained(trained: Path) -> None:
     card = (trained / "run" / "tiny.md").read_text()
     assert card.startswith("# tiny\n")
     assert "scripts/train_style.py --photos photos --seed 7 --stages 32:2:3:0.001\n" in card
-    assert "- Photographs: 2 for training in 4 colourings each, 1 for validation." in card
+    assert "- Photographs: 2 for training, 12 crops of each in every stage; 1 for\n  validation." in card
     assert "| 32 px | 2 | 3 | 0.001 |" in card
-    (entry,) = json.loads(card.split("```json")[1].split("```")[0])
+    (entry,) = progress_of(trained / "run")["validation"]
     assert (entry["side"], entry["step"]) == (32, 3)
-    assert f"| 32 px | {entry['l1']} |" in card
+    assert f"| 32 px, 3 | {entry['l1']} | {entry['ssim']} | {entry['crispness']} |" in card
 
 
 def test_same_command_again_trains_no_further(script: ModuleType, trained: Path, steps: Steps) -> None:
@@ -132,11 +132,11 @@ def test_interrupted_training_goes_on_where_it_was_saved(
         patch.setattr(script.Trainer, "save", interrupt_after_the_first_stage)
         with pytest.raises(KeyboardInterrupt):
             train(*stages)
-    assert steps == [(28, 40)] * 2
+    assert steps == [(32, 32)] * 2
     assert not (tmp_path / "run" / "tiny.safetensors").exists()
     steps.clear()
     train(*stages)
-    assert steps == [(32, 48)]
+    assert steps == [(40, 40)]
     assert (tmp_path / "run" / "tiny.safetensors").exists()
 
 
@@ -192,3 +192,75 @@ def test_teacher_keeps_shape_and_type_and_paints_the_same_twice(script: ModuleTy
     assert np.array_equal(painted, script.teach(photo))
     assert not np.array_equal(painted, photo)
     assert np.array_equal(photo, before)
+
+
+def test_teacher_tells_no_more_than_the_student_can_see() -> None:
+    """The student's first norm makes a photograph and the same at half the contrast about mid-grey one."""
+    teacher = pytest.importorskip("teacher")
+    bold = 127.5 + 100 * np.random.default_rng(0).uniform(-1, 1, (32, 32, 3))
+    pale = 127.5 + (bold - 127.5) / 2
+    taught = [teacher.expose(photo.astype(np.float32)) for photo in (bold, pale)]
+    assert np.abs(taught[0] - taught[1]).max() < 1e-5
+
+
+def test_student_starts_as_a_near_copy_of_its_photograph(script: ModuleType) -> None:
+    torch.manual_seed(0)
+    spots = np.random.default_rng(1).integers(0, 256, (12, 16, 3), np.uint8)
+    photo = np.asarray(Image.fromarray(spots).resize((128, 96), Image.Resampling.BICUBIC))
+    copy = script.carry_picture(script.Generator("tf"))
+    with torch.inference_mode():
+        tensor = script.to_tensor([photo])
+        painted = copy(tensor)
+    likeness = torch.corrcoef(torch.stack([tensor.flatten(), painted.flatten()]))[0, 1]
+    assert likeness > 0.95
+
+
+def test_crops_are_whole_and_of_one_size(script: ModuleType) -> None:
+    photo = Image.fromarray(np.random.default_rng(0).integers(0, 256, (50, 333, 3), np.uint8))
+    crops = list(script.cut(photo, 64, script.random.Random(0)))
+    assert [crop.shape for crop in crops] == [(64, 64, 3)] * script.CROPS
+    assert len({crop.tobytes() for crop in crops}) == len(crops)
+
+
+def test_likeness_of_a_picture_with_itself_and_with_a_blurred_one() -> None:
+    from likeness import compare
+
+    sharp = torch.rand(1, 3, 32, 32, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    assert compare(sharp, sharp) == pytest.approx({"l1": 0, "ssim": 1, "crispness": 1}, abs=1e-5)
+    blurred = torch.nn.functional.avg_pool2d(sharp, 3, stride=1, padding=1)
+    marks = compare(blurred, sharp)
+    assert marks["l1"] > 0.1
+    assert marks["ssim"] < 0.8
+    assert marks["crispness"] < 0.5
+
+
+def test_ssim_agrees_with_the_definition_on_one_window() -> None:
+    from likeness import ssim
+
+    x, y = (np.random.default_rng(seed).uniform(-1, 1, (11, 11)) for seed in (0, 1))
+    window = np.exp(-0.5 * ((np.arange(11) - 5) / 1.5) ** 2)
+    weights = np.outer(window, window) / window.sum() ** 2
+    mean_x, mean_y = (weights * x).sum(), (weights * y).sum()
+    covariance = (weights * (x - mean_x) * (y - mean_y)).sum()
+    variances = (weights * (x - mean_x) ** 2).sum() + (weights * (y - mean_y) ** 2).sum()
+    expected = (2 * mean_x * mean_y + 4e-4) * (2 * covariance + 36e-4)
+    expected /= (mean_x**2 + mean_y**2 + 4e-4) * (variances + 36e-4)
+    pictures = [torch.from_numpy(plane).float().expand(1, 3, 11, 11) for plane in (x, y)]
+    assert ssim(*pictures).item() == pytest.approx(expected, abs=1e-5)
+
+
+def test_judge_measures_an_installed_style_and_draws_it(
+    trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    import judge_style
+
+    places = ["--photos", trained / "photos", "--styles-dir", trained / "run", "--sheet", tmp_path / "sheet.jpg"]
+    monkeypatch.setattr("sys.argv", ["judge_style.py", "tiny", *map(str, places), "--side", "48"])
+    judge_style.main()
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split("|")[1].strip() for line in lines] == ["photograph", "---", "0", "1", "2", "mean of 3"]
+    marks = np.array([[float(mark) for mark in line.split("|")[2:-1]] for line in lines[2:]])
+    assert np.allclose(marks[:3].mean(axis=0), marks[3], atol=1e-3)
+    assert (marks[:, 1] < 1).all()
+    with Image.open(tmp_path / "sheet.jpg") as sheet:
+        assert sheet.size == (3 * 48, 3 * (36 + 4))
