@@ -40,6 +40,8 @@ def main() -> None:
     paint = painter(options.style, options.styles_dir)
     beside = painter(options.beside, options.styles_dir) if options.beside else None
     rows, marks = [], []
+    if options.sheet:
+        options.sheet.parent.mkdir(parents=True, exist_ok=True)
     print(f"| photograph | {' | '.join(COLUMNS)} |\n| --- {'| --- ' * len(COLUMNS)}|", flush=True)
     for path in find_photos(options.photos, least=1):
         photo = fit(open_photo(path), options.side)
@@ -56,7 +58,7 @@ def main() -> None:
 
 def painter(name: str, styles_dir: Path | None) -> Paint:
     style = find_style(installed_styles(styles_dir), name)
-    generator = load_generator(style).eval()
+    generator = load_generator(style)
 
     @torch.inference_mode()
     def paint(photo: Frame) -> Frame:

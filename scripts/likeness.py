@@ -43,7 +43,7 @@ def compare(painted: Tensor, target: Tensor) -> dict[str, float]:
     return {
         "l1": F.l1_loss(painted, target).item() / 2,
         "ssim": ssim((painted + 1) / 2, (target + 1) / 2, span=1).item(),
-        "crispness": (contours(painted) / contours(target)).item(),
+        "crispness": (contours(painted) / contours(target).clamp_min(1e-6)).item(),
     }
 
 

@@ -73,7 +73,7 @@ def guard(luminance: Plane) -> Plane:
 
 
 def grade(lab: Picture) -> Picture:
-    """Quantised luminance at half strength, lifted shadows, saturated but never neon colours."""
+    """Quantised luminance at 60 %, lifted shadows, saturated but never neon colours."""
     luminance = np.clip(lab[..., 0] / 100, 0, 1)
     bins = 8
     centre = (np.floor(luminance * bins) + 0.5) / bins

@@ -17,7 +17,7 @@ import random
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, astuple, dataclass, field
 from datetime import date
 from pathlib import Path
 
@@ -41,7 +41,7 @@ from serve_app.styles import Style
 
 Pair = tuple[Frame, Frame]  # photo, the teacher's painting of it
 
-CROPS = 12  # of each photograph in each stage
+CROPS = 12  # of each photograph in each stage, or fewer where fewer are drawn
 LONGEST_SIDE = 1024  # pixels: no crop is of a larger photograph, since none larger is painted by default
 EXAM_SIDE = 512  # pixels: the longer side of the validation photographs
 EXAM_EVERY = 200  # steps
@@ -59,7 +59,7 @@ class Stage:
     learning_rate: float
 
 
-STAGES = [Stage(128, 8, 400, 8e-4), Stage(256, 2, 1300, 6e-4), Stage(384, 1, 400, 2e-4)]
+STAGES = [Stage(128, 8, 450, 8e-4), Stage(256, 2, 850, 6e-4)]
 
 
 @dataclass
@@ -69,6 +69,7 @@ class Progress:
     stage: int = 0
     step: int = 0
     seconds: float = 0.0
+    finished: str = ""
     validation: list[dict[str, float]] = field(default_factory=list)
 
 
@@ -96,6 +97,9 @@ def parse_options() -> argparse.Namespace:
     parser.add_argument("--stages", type=parse_stages, default=STAGES, help="side:batch:steps:learning_rate,...")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument(
+        "--data", default="not stated", help="whose the photographs are, and their licences: for the card"
+    )
     parser.add_argument("--precision", choices=["auto", "bf16", "fp32"], default="auto", help="of convolutions")
     return parser.parse_args()
 
@@ -121,31 +125,37 @@ def parse_stages(text: str) -> list[Stage]:
     for part in text.split(","):
         side, batch, steps, rate = part.split(":")
         stages.append(Stage(int(side), int(batch), int(steps), float(rate)))
+    if any(s.side % 4 or s.side < 16 or s.batch < 1 or s.steps < 1 or s.learning_rate <= 0 for s in stages):
+        raise argparse.ArgumentTypeError("sides are multiples of 4 from 16 up; the other numbers are positive")
+    if len({stage.side for stage in stages}) < len(stages):
+        raise argparse.ArgumentTypeError("each stage needs a side of its own")
     return stages
 
 
 def refuse_held_out(photos: list[Path], held_out: Path | None) -> None:
-    """A difference hash within 10 of 256 bits is the same photograph, resized or recompressed."""
+    """A difference hash within 10 of 256 bits, and like colours: the same photograph, resized or recompressed."""
     if held_out is None:
         return
-    forbidden = {path: difference_hash(path) for path in find_photos([held_out], least=1)}
+    forbidden = {path: fingerprint(path) for path in find_photos([held_out], least=1)}
     for photo in photos:
-        own = difference_hash(photo)
+        own = fingerprint(photo)
         for path, other in forbidden.items():
-            if np.count_nonzero(own != other) <= 10:
+            if np.count_nonzero(own[0] != other[0]) <= 10 and np.abs(own[1] - other[1]).mean() < 24:
                 raise SystemExit(f"{photo} is a near copy of the held-out {path}: take it out of the training folder")
 
 
-def difference_hash(path: Path) -> NDArray[np.bool_]:
-    small = np.asarray(Image.open(path).convert("L").resize((17, 16), Image.Resampling.BOX), np.int16)
-    return (small[:, 1:] > small[:, :-1]).ravel()
+def fingerprint(path: Path) -> tuple[NDArray[np.bool_], NDArray[np.int16]]:
+    """The difference hash, (16, 16), and a thumbnail, (16, 17, 3), since all flat pictures have one hash."""
+    thumbnail = open_photo(path).resize((17, 16), Image.Resampling.BOX)
+    grey = np.asarray(thumbnail.convert("L"), np.int16)
+    return grey[:, 1:] > grey[:, :-1], np.asarray(thumbnail, np.int16)
 
 
 class Trainer:
     def __init__(self, options: argparse.Namespace, training: list[Path], validation: list[Path]) -> None:
         self.options, self.training, self.validation = options, training, validation
         self.device = torch.device(options.device)
-        self.half = runs_bf16(self.device) if options.precision == "auto" else options.precision == "bf16"
+        self.bf16 = runs_bf16(self.device) if options.precision == "auto" else options.precision == "bf16"
         self.student = carry_picture(Generator(RESIZE_MODE)).to(self.device, memory_format=torch.channels_last)
         self.average = copy.deepcopy(self.student)
         self.progress = Progress()
@@ -155,15 +165,16 @@ class Trainer:
             self.resume()
 
     def train(self) -> None:
+        exam = make_exam(self.validation)
         while self.progress.stage < len(self.options.stages):
-            self.run_stage(self.options.stages[self.progress.stage])
+            self.run_stage(self.options.stages[self.progress.stage], exam)
             self.progress.stage, self.progress.step = self.progress.stage + 1, 0
+            self.progress.finished = date.today().isoformat()
             self.save()
 
-    def run_stage(self, stage: Stage) -> None:
+    def run_stage(self, stage: Stage, exam: list[Pair]) -> None:
         rng = random.Random(f"{self.options.seed}/{stage.side}/{self.progress.step}")
-        bank = make_bank(self.training, stage.side, rng)
-        exam = make_exam(self.validation)
+        bank = make_bank(self.training, stage, rng)
         batches = draw_batches(bank, stage.batch, rng)
         began = time.monotonic()
         bar = tqdm(
@@ -187,7 +198,7 @@ class Trainer:
 
     def learn(self, photo: Tensor, target: Tensor) -> float:
         photo, target = (t.to(self.device, memory_format=torch.channels_last) for t in (photo, target))
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.half):
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16):
             painted = self.student(photo)
         loss = picture_loss(painted.float(), target)
         self.optimizer.zero_grad(set_to_none=True)
@@ -218,24 +229,37 @@ class Trainer:
             "average": self.average.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "progress": asdict(self.progress),
+            "plan": self.plan(),
         }
         partial = self.checkpoint.with_suffix(".part")
         torch.save(state, partial)
         partial.replace(self.checkpoint)
 
     def resume(self) -> None:
-        state = torch.load(self.checkpoint, map_location=self.device, weights_only=True)
+        state = torch.load(self.checkpoint, map_location="cpu", weights_only=True)
+        if state["plan"] != self.plan():
+            raise SystemExit(
+                f"{self.checkpoint} is of another training: other photographs, stages or seed; choose another --out"
+            )
         self.student.load_state_dict(state["student"])
         self.average.load_state_dict(state["average"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.progress = Progress(**state["progress"])
 
+    def plan(self) -> dict[str, object]:
+        """What a resumed training must have in common with the one that was stopped."""
+        return {
+            "stages": [astuple(stage) for stage in self.options.stages],
+            "seed": self.options.seed,
+            "photos": [[path.name for path in paths] for paths in (self.training, self.validation)],
+        }
+
     def export(self, style: Style, path: Path) -> None:
         save_style(self.average.state_dict(), style, path, dtype=torch.float16)
-        path.with_suffix(".md").write_text(self.card())
+        path.with_suffix(".md").write_text(self.card(style))
         print(f"wrote {path} and its card")
 
-    def card(self) -> str:
+    def card(self, style: Style) -> str:
         stages = "\n".join(f"| {s.side} px | {s.batch} | {s.steps} | {s.learning_rate} |" for s in self.options.stages)
         results = "\n".join(
             f"| {entry['side']} px, {entry['step']} | {entry['l1']} | {entry['ssim']} | {entry['crispness']} |"
@@ -246,14 +270,16 @@ class Trainer:
         return f"""# {self.options.name}
 
 The AnimeGANv2 generator (2,143,552 parameters, `{RESIZE_MODE}`, eps 1e-5) imitating the classical teacher of
-`scripts/teacher.py`. Trained on {date.today()} by
+`scripts/teacher.py`. Trained on {self.progress.finished} by
 
-    python scripts/train_style.py {folders} --seed {self.options.seed} --stages {plan}
+    python scripts/train_style.py {folders} --out runs/{style.name} --name {style.name} --seed {self.options.seed} \\
+        --stages {plan}
 
+- Licence: {style.licence}.
 - Photographs: {len(self.training)} for training, {CROPS} crops of each in every stage; {len(self.validation)} for
-  validation.
+  validation. Sources and licences: {self.options.data}
 - Machine: {platform.machine()}, {self.device.type}, {torch.get_num_threads()} threads,
-  {"bf16" if self.half else "fp32"} convolutions.
+  {"bf16" if self.bf16 else "fp32"} convolutions.
 - Time: {self.progress.seconds / 60:.0f} minutes.
 - Torch {torch.__version__.split("+")[0]}. Loss: that of `picture_loss`.
 - Adam; exponential mean of weights {EMA_DECAY}.
@@ -275,7 +301,7 @@ def runs_bf16(device: torch.device) -> bool:
     """Whether the device multiplies bfloat16 in hardware; where it does not, bf16 is many times slower."""
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
-    return bool(torch.cpu._is_avx512_bf16_supported())
+    return bool(getattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)())
 
 
 def one_cycle(t: float) -> float:
@@ -283,10 +309,13 @@ def one_cycle(t: float) -> float:
     return t / 0.05 if t < 0.05 else 0.05 + 0.95 * 0.5 * (1 + float(np.cos(np.pi * (t - 0.05) / 0.95)))
 
 
-def make_bank(photos: list[Path], side: int, rng: random.Random) -> list[Pair]:
+def make_bank(photos: list[Path], stage: Stage, rng: random.Random) -> list[Pair]:
     """Random crops of photographs at random scales and in other colours, and the teacher's paintings of them."""
-    crops = [crop for path in photos for crop in cut(open_photo(path), side, rng)]
-    return paint_all(crops, f"teaching at {side} px")
+    drawn = stage.steps * stage.batch
+    count = min(CROPS, math.ceil(drawn / len(photos)))
+    chosen = rng.sample(photos, drawn) if drawn < len(photos) else photos
+    crops = [crop for path in chosen for crop in cut(open_photo(path), stage.side, count, rng)]
+    return paint_all(crops, f"teaching at {stage.side} px")
 
 
 def make_exam(photos: list[Path]) -> list[Pair]:
@@ -299,11 +328,11 @@ def paint_all(photos: list[Frame], label: str) -> list[Pair]:
         return list(zip(photos, tqdm(pool.map(teach, photos), label, len(photos), mininterval=5), strict=True))
 
 
-def cut(photo: Image.Image, side: int, rng: random.Random) -> Iterator[Frame]:
+def cut(photo: Image.Image, side: int, count: int, rng: random.Random) -> Iterator[Frame]:
     """Square crops, half of them in other colours, at scales from the crop being the whole short side upwards."""
     least = side / min(photo.size)
     most = max(least, min(1.0, LONGEST_SIDE / max(photo.size)))
-    for number in range(CROPS):
+    for number in range(count):
         scale = math.exp(rng.uniform(math.log(least), math.log(most)))
         width, height = (max(side, round(length * scale)) for length in photo.size)
         left, top = rng.randint(0, width - side), rng.randint(0, height - side)

@@ -184,7 +184,7 @@ def create_app(pipeline: Pipeline) -> FastAPI:
     async def page() -> FileResponse:
         return FileResponse(PAGE / "index.html", headers={"Cache-Control": "no-cache"})
 
-    app.mount("/page", StaticFiles(directory=PAGE))
+    app.mount("/samples", StaticFiles(directory=PAGE / "samples"))
     describe_problems(app)
     return app
 

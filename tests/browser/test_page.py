@@ -136,6 +136,7 @@ def test_page_shows_a_sample_and_paints_it(page: Page, tmp_path: Path) -> None:
     expect_shown(page, "The same parrots, painted as anime")
     page.get_by_role("button", name="Paint this photo").click()
     expect_shown(page, "Your photo, painted in the style Toon")
+    expect(page.get_by_role("button", name="Paint again")).to_be_focused()
     expect(page.get_by_alt_text("A photograph of two parrots")).to_be_hidden()
     assert read_painting(page, tmp_path)[0] == "parrots-toon.jpg"
 

@@ -208,8 +208,8 @@ def test_docs_load_nothing_from_elsewhere() -> None:
 
 
 def test_sample_pictures_of_the_page_are_served() -> None:
-    for name in ("sample-photo.jpg", "sample-painting.jpg"):
-        answer = client().get(f"/page/{name}")
+    for name in ("photo.jpg", "painting.jpg"):
+        answer = client().get(f"/samples/{name}")
         assert (answer.status_code, answer.headers["Content-Type"]) == (200, "image/jpeg")
-    answer = client().get("/page/nothing.jpg")
+    answer = client().get("/samples/nothing.jpg")
     assert (answer.status_code, answer.headers["Content-Type"]) == (404, "application/problem+json")

@@ -17,7 +17,7 @@ pytest.importorskip("cv2", reason="the extra `train` is not installed: pip insta
 Train = Callable[..., None]
 Steps = list[tuple[int, int]]
 
-OPTIONS = ["--name", "tiny", "--device", "cpu", "--seed", "7"]
+OPTIONS = ["--name", "tiny", "--device", "cpu", "--seed", "7", "--data", "mine, CC0"]
 
 
 @pytest.fixture(scope="module")
@@ -45,7 +45,7 @@ def steps(script: ModuleType, monkeypatch: pytest.MonkeyPatch) -> Steps:
 
 
 def trainer_in(script: ModuleType, folder: Path) -> Train:
-    """Runs the script on folder/photos, three pictures, into folder/run; later options go before earlier ones."""
+    """Runs the script on folder/photos, three pictures, into folder/run; later options override earlier ones."""
     for seed in range(3):
         save_photo(folder / "photos" / f"{seed}.png", seed)
 
@@ -99,8 +99,10 @@ def test_contact_sheet_shows_the_photographs_kept_from_training(trained: Path) -
 def test_card_tells_how_the_style_was_trained(trained: Path) -> None:
     card = (trained / "run" / "tiny.md").read_text()
     assert card.startswith("# tiny\n")
-    assert "scripts/train_style.py --photos photos --seed 7 --stages 32:2:3:0.001\n" in card
+    assert "scripts/train_style.py --photos photos --out runs/tiny --name tiny --seed 7 \\\n" in card
+    assert "        --stages 32:2:3:0.001\n" in card
     assert "- Photographs: 2 for training, 12 crops of each in every stage; 1 for\n  validation." in card
+    assert "Sources and licences: mine, CC0\n" in card
     assert "| 32 px | 2 | 3 | 0.001 |" in card
     (entry,) = progress_of(trained / "run")["validation"]
     assert (entry["side"], entry["step"]) == (32, 3)
@@ -168,6 +170,57 @@ def test_one_held_out_photograph_is_enough(train: Train, tmp_path: Path) -> None
         train("--held-out", tmp_path / "held-out")
 
 
+def test_held_out_check_knows_a_turned_copy_and_tells_flat_pictures_apart(
+    script: ModuleType, train: Train, tmp_path: Path
+) -> None:
+    for name, colour in (("photos/black.png", "black"), ("held-out/pink.png", "pink")):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        Image.new("RGB", (64, 48), colour).save(tmp_path / name)
+    train("--held-out", tmp_path / "held-out")
+    exif = Image.Exif()
+    exif[0x0112] = 6  # shown a quarter turn clockwise
+    with Image.open(tmp_path / "photos" / "1.png") as photo:
+        photo.transpose(Image.Transpose.ROTATE_90).save(tmp_path / "held-out" / "turned.jpg", exif=exif)
+    with pytest.raises(SystemExit, match="is a near copy of the held-out"):
+        train("--held-out", tmp_path / "held-out")
+
+
+def test_unusable_photographs_are_named_and_left_out(
+    script: ModuleType, train: Train, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    photos = tmp_path / "photos"
+    (photos / "broken.jpg").write_bytes((photos / "1.png").read_bytes()[:200])
+    (photos / "folder.jpg").mkdir()
+    (photos / ".hidden.jpg").write_bytes(b"")
+    save_photo(photos / "thin.png", 4, size=(900, 40))
+    save_photo(photos / "tiny.png", 4, size=(20, 20))
+    found = script.find_photos([photos, photos])
+    assert [path.name for path in found] == ["0.png", "1.png", "2.png"]
+    left_out = capsys.readouterr().out.splitlines()
+    assert [Path(line.split(" is left out: ")[0]).name for line in left_out] == ["broken.jpg", "thin.png", "tiny.png"]
+
+
+@pytest.mark.parametrize("change", [["--seed", "8"], ["--stages", "32:2:3:2e-3"]])
+def test_resuming_another_training_is_refused(
+    script: ModuleType, trained: Path, steps: Steps, change: list[str]
+) -> None:
+    with pytest.raises(SystemExit, match="is of another training"):
+        trainer_in(script, trained)(*change)
+    assert steps == []
+
+
+@pytest.mark.parametrize(
+    "stages", ["30:2:3:1e-3", "12:2:3:1e-3", "32:0:3:1e-3", "32:2:0:1e-3", "32:2:3:1e-3,32:1:1:1e-3"]
+)
+def test_stages_that_cannot_be_trained_are_refused(
+    train: Train, steps: Steps, capsys: pytest.CaptureFixture[str], stages: str
+) -> None:
+    with pytest.raises(SystemExit):
+        train("--stages", stages)
+    assert "--stages: " in capsys.readouterr().err
+    assert steps == []
+
+
 def test_folder_without_photographs_is_refused(train: Train, tmp_path: Path) -> None:
     for photo in (tmp_path / "photos").iterdir():
         photo.rename(photo.with_suffix(".txt"))
@@ -217,8 +270,8 @@ def test_student_starts_as_a_near_copy_of_its_photograph(script: ModuleType) -> 
 
 def test_crops_are_whole_and_of_one_size(script: ModuleType) -> None:
     photo = Image.fromarray(np.random.default_rng(0).integers(0, 256, (50, 333, 3), np.uint8))
-    crops = list(script.cut(photo, 64, script.random.Random(0)))
-    assert [crop.shape for crop in crops] == [(64, 64, 3)] * script.CROPS
+    crops = list(script.cut(photo, 64, 12, script.random.Random(0)))
+    assert [crop.shape for crop in crops] == [(64, 64, 3)] * 12
     assert len({crop.tobytes() for crop in crops}) == len(crops)
 
 
