@@ -27,7 +27,10 @@ def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
     weights = (
         read_checkpoint(checkpoint.read_bytes(), checkpoint.name) if checkpoint.exists() else seeded_state(Generator())
     )
-    second = Style(name="second", title="Second", resize="tf", eps=1e-12, licence="test", source="test", credit="test")
+    # Another resize mode than the shipped style's, which rounds sides to multiples of 4.
+    second = Style(
+        name="second", title="Second", resize="align", eps=1e-5, licence="test", source="test", credit="test"
+    )
     save_style(weights, second, styles / "second.safetensors")
     environment = {"ANIMEGAN_STYLES_DIR": str(styles)}
     with running([*ANIMEGAN, "run", str(config)], address, Path(folder / "log"), env=environment) as started:

@@ -124,7 +124,7 @@ def test_list_shows_the_shipped_style_the_catalogue_and_the_folder(
     assert animegan("styles", "list") == 0
     *rows, empty, folder = capsys.readouterr().out.splitlines()
     states = {row.split()[0]: " ".join(row.split()[1:4]) for row in rows}
-    assert states["toon"].startswith("installed align")
+    assert states["toon"].startswith("installed tf")
     assert states["paprika"] == "can be pulled"
     assert not empty
     assert str(styles_dir) in folder
