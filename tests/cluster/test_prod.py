@@ -1,6 +1,7 @@
 """configs/prod.yaml as it ships, on a Ray that was told of a GPU, on a machine that has none."""
 
 import os
+import secrets
 import shutil
 import signal
 import subprocess
@@ -28,9 +29,10 @@ def cluster() -> Iterator[dict[str, str]]:
         pytest.skip("port 8000, which prod.yaml names, is taken on this machine")
     port = free_port()
     folder = Path(tempfile.mkdtemp(prefix="ray"))  # pytest's own are too long for the sockets that Ray makes there
-    # A Ray that is started by hand guards itself with a token; commands that name its address must be told to use it.
-    own = {"RAY_ADDRESS": f"127.0.0.1:{port}", "RAY_AUTH_MODE": "token", "RAY_USAGE_STATS_ENABLED": "0"}
-    environment = os.environ | own
+    # A Ray that is started by hand guards itself with a token, and a fresh machine has none; commands that name its
+    # address must be told to use it.
+    guard = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
+    environment = os.environ | guard | {"RAY_ADDRESS": f"127.0.0.1:{port}", "RAY_USAGE_STATS_ENABLED": "0"}
     command = [BIN / "ray", "start", "--head", "--num-gpus=1", "--num-cpus=16", f"--port={port}", "--block"]
     with (folder / "log").open("w") as log:
         head = subprocess.Popen(
