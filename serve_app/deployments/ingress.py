@@ -1,9 +1,12 @@
 """The HTTP replica: bytes in, bytes out. It sends a photograph along the road and never touches pixels."""
 
 import asyncio
+import functools
 import time
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
+import ray
 from ray import serve
 from ray.serve.exceptions import BackPressureError
 from ray.serve.handle import DeploymentHandle
@@ -17,6 +20,8 @@ from serve_app.styles import find_style, installed_styles, read_catalogue
 
 READY_CACHE_S = 1.0  # load balancers ask often, and each question goes to Serve's one controller
 
+WAITING_THREADS = 256  # made as needed; more than any max_ongoing_requests of an Ingress
+
 
 @serve.deployment(user_config={})
 @serve.ingress()
@@ -29,6 +34,7 @@ class Ingress:
         self.settings = IngressSettings()
         self.styles = installed_styles(settings.styles_dir)
         self.catalogue = read_catalogue()
+        self.waiting = ThreadPoolExecutor(WAITING_THREADS, "waiting")
         self._ready = (False, 0.0)  # answer, when it was asked
 
     def __serve_build_asgi_app__(self) -> ASGIApp:
@@ -41,11 +47,10 @@ class Ingress:
 
     async def stylize(self, data: bytes, order: Order) -> Picture:
         """The whole road: encode(stylize(decode(photo))). Frames pass by reference, from replica to replica."""
-        photo = self.codec.decode.remote(data, order)
-        painted = self.stylizer.paint.remote(photo)
-        picture = self.codec.encode.remote(painted, order.format, order.quality)
         try:
-            answer: Picture | RequestError = await picture
+            photo = await self.finished(self.codec.decode.remote(data, order))
+            painted = await self.finished(self.stylizer.paint.remote(photo))
+            answer: Picture | RequestError = await self.codec.encode.remote(painted, order.format, order.quality)
         except BackPressureError:
             retry_after_s = self.settings.retry_after_s
             raise TooBusy(
@@ -54,6 +59,17 @@ class Ingress:
         if isinstance(answer, RequestError):
             raise answer
         return answer
+
+    async def finished(self, response: Any) -> Any:
+        """Waits for a step without fetching its frame.
+
+        Ray starts an actor's calls in the order of one caller: an encode that was sent before its painting is there
+        holds up every decode behind it, and batches never fill.
+        """
+        reference = await response._to_object_ref()
+        wait = functools.partial(ray.wait, [reference], fetch_local=False)
+        await asyncio.get_running_loop().run_in_executor(self.waiting, wait)
+        return response
 
     async def is_ready(self) -> bool:
         answer, asked = self._ready

@@ -138,7 +138,7 @@ def test_metadata_never_leaves(service: Service) -> None:
 
 
 def test_a_burst_beyond_the_queue_is_refused_politely(service: Service) -> None:
-    photos = [photo_bytes(448, 448, seed=seed) for seed in range(40)]
+    photos = [photo_bytes(256, 256, seed=seed) for seed in range(40)]
     with ThreadPoolExecutor(40) as pool:
         answers = list(pool.map(lambda photo: stylize(service, photo), photos))
     statuses = {answer.status_code for answer in answers}
