@@ -56,7 +56,8 @@ def test_prod_paints_with_nothing_overridden_but_the_device(cluster: dict[str, s
             [BIN / "serve", "run", config], env=cluster, stdout=log, stderr=subprocess.STDOUT, cwd=ROOT
         )
     try:
-        wait_for(lambda: answers("/readyz") or serve.poll() is not None, 120)
+        wait_for(lambda: answers("/readyz") or serve.poll() is not None, 300)
+        assert serve.poll() is None, (tmp_path / "log").read_text()
         answer = requests.post(f"{ADDRESS}/v1/stylize", data=photo_bytes(48, 64), timeout=60)
         assert answer.status_code == 200, answer.text
         assert opened(answer.content).size == (64, 48)
