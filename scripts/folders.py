@@ -20,7 +20,7 @@ def find_photos(folders: list[Path], least: int = 2) -> list[Path]:
     found = {p.resolve(): p for folder in folders for p in sorted(folder.rglob("*")) if p.suffix.lower() in endings}
     photos = [p for p in sorted(found.values()) if p.is_file() and not p.name.startswith(".") and is_usable(p)]
     if len(photos) < least:
-        raise SystemExit(f"{len(photos)} photographs in {', '.join(map(str, folders))}: {least} at least are needed")
+        raise SystemExit(f"{len(photos)} photographs in {', '.join(map(str, folders))}: at least {least} needed")
     return photos
 
 

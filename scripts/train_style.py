@@ -1,6 +1,6 @@
 """Trains the generator to paint like the teacher, on any folder of photographs.
 
-    pip install -e '.[train]'
+    scripts/setup train
     python scripts/train_style.py --photos DIR [--photos DIR] --out runs/toon
 
 The generator has no skip connection: it starts as a near copy of its photograph (see `carry_picture`) and learns on

@@ -78,7 +78,7 @@ def check_configs(options: argparse.Namespace) -> int:
     from serve_app.config_lint import lint
 
     findings = [finding for path in options.configs for finding in lint(path)]
-    print("\n".join(findings) if findings else f"{len(options.configs)} config files are fine")
+    print("\n".join(findings) if findings else f"fine: {', '.join(map(str, options.configs))}")
     return 1 if findings else 0
 
 

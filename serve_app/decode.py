@@ -111,7 +111,9 @@ def sniff(data: bytes) -> str:
     for signature, name in SIGNATURES.items():
         if data.startswith(signature):
             return name
-    raise UnsupportedFormat(f"The upload is not a picture in a format that is read here: {READABLE}.")
+    raise UnsupportedFormat(
+        f"By its first bytes the upload is not a picture in a format that is read here: {READABLE}."
+    )
 
 
 def open_image(data: bytes) -> ImageFile.ImageFile:

@@ -122,5 +122,6 @@ def find_style(styles: Mapping[str, InstalledStyle], name: str) -> InstalledStyl
     """
     if name not in styles:
         known = ", ".join(sorted(styles))
-        raise UnknownStyle(f"There is no style {name[:64]!r} here; installed are: {known}.")
+        pull = f" `animegan styles pull {name}` and a restart install it." if name in read_catalogue() else ""
+        raise UnknownStyle(f"There is no style {name[:64]!r} here; installed are: {known}.{pull}")
     return styles[name]

@@ -131,8 +131,9 @@ def test_list_shows_the_shipped_style_the_catalogue_and_the_folder(
 
 
 def test_check_is_content_with_the_shipped_configs(animegan: RunCommand, capsys: pytest.CaptureFixture[str]) -> None:
-    assert animegan("check", ROOT / "configs" / "local.yaml", ROOT / "configs" / "prod.yaml") == 0
-    assert capsys.readouterr().out == "2 config files are fine\n"
+    configs = [ROOT / "configs" / "local.yaml", ROOT / "configs" / "prod.yaml"]
+    assert animegan("check", *configs) == 0
+    assert capsys.readouterr().out == f"fine: {configs[0]}, {configs[1]}\n"
 
 
 def test_check_names_the_wrong_key_by_its_path_and_the_one_that_was_meant(

@@ -153,3 +153,8 @@ def test_unknown_style_repeats_only_the_beginning_of_a_long_name() -> None:
 def test_resize_mode_decides_the_multiple_and_the_default_eps(resize: ResizeMode, multiple: int, eps: float) -> None:
     assert make_style(resize=resize).multiple == multiple
     assert default_eps(resize) == eps
+
+
+def test_a_style_of_the_catalogue_that_is_not_installed_says_how_to_install_it() -> None:
+    with pytest.raises(UnknownStyle, match=r"`animegan styles pull paprika` and a restart install it\.$"):
+        find_style({}, "paprika")

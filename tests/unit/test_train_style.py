@@ -12,7 +12,7 @@ from shared import ROOT
 from serve_app.checkpoints import load_generator
 from serve_app.styles import installed_styles
 
-pytest.importorskip("cv2", reason="the extra `train` is not installed: pip install -e '.[train]'")
+pytest.importorskip("cv2", reason="the extra `train` is not installed: scripts/setup train")
 
 Train = Callable[..., None]
 Steps = list[tuple[int, int]]
@@ -226,7 +226,7 @@ def test_folder_without_photographs_is_refused(train: Train, tmp_path: Path) -> 
         photo.rename(photo.with_suffix(".txt"))
     with pytest.raises(SystemExit) as caught:
         train()
-    assert str(caught.value) == f"0 photographs in {tmp_path / 'photos'}: 2 at least are needed"
+    assert str(caught.value) == f"0 photographs in {tmp_path / 'photos'}: at least 2 needed"
 
 
 def test_name_that_no_style_can_bear_is_refused_before_training(train: Train, steps: Steps) -> None:
