@@ -60,6 +60,11 @@ def parse_arguments() -> argparse.Namespace:
     add.add_argument("--credit", default="unknown")
     add.add_argument("--force", action="store_true", help="replace an installed style of this name")
     add.set_defaults(command=import_style)
+
+    export = commands.add_parser("export", help="write a style for another runtime")
+    export.add_argument("style", metavar="STYLE")
+    export.add_argument("--onnx", type=Path, required=True, metavar="FILE", help="any batch and size; extra `onnx`")
+    export.set_defaults(command=export_style)
     return parser.parse_args()
 
 
@@ -135,6 +140,20 @@ def import_style(options: argparse.Namespace) -> int:
         raise StyleError(f"{options.file} cannot be read: {error.strerror}") from None
     save_style(read_checkpoint(data, options.file.name), style, style_path(style.name))
     report_installed(style)
+    return 0
+
+
+def export_style(options: argparse.Namespace) -> int:
+    from serve_app.export import export_onnx
+
+    installed = installed_styles()
+    if options.style not in installed:
+        raise StyleError(f"no style {options.style} is installed (known: {', '.join(installed)})")
+    if not options.onnx.parent.is_dir():
+        raise StyleError(f"there is no folder {options.onnx.parent}")
+    style = installed[options.style]
+    worst = export_onnx(style, options.onnx)
+    print(f"wrote {options.onnx} ({style.licence}); ONNX Runtime paints within {worst:.0e} of torch")
     return 0
 
 

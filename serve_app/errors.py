@@ -10,6 +10,7 @@
         ├── UnknownStyle      404
         ├── TooManyBytes      413
         ├── TooManyPixels     413
+        ├── TooLargeToPaint   413
         ├── UnsupportedFormat 415
         ├── BrokenImage       422
         ├── TooSmall          422
@@ -96,6 +97,10 @@ class TooManyBytes(RequestError):
 
 class TooManyPixels(RequestError):
     status, code, title = 413, "too-many-pixels", "The picture has too many pixels"
+
+
+class TooLargeToPaint(RequestError):
+    status, code, title = 413, "too-large-to-paint", "Painting the picture takes more memory than there is"
 
 
 class UnsupportedFormat(RequestError):

@@ -9,12 +9,16 @@ and every pixel changes. Batches are therefore of one size, never padded.
 """
 
 from collections.abc import Callable
+from typing import cast
 
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from serve_app.settings import ResizeMode
 
+SLOPE = 0.2  # of every LeakyReLU
+
+Pads = tuple[int, int, int, int]  # left, right, top, bottom
 Resize = Callable[[Tensor, int, int], Tensor]
 
 
@@ -42,7 +46,7 @@ RESIZES: dict[ResizeMode, Resize] = {"align": align_resize, "half": half_resize,
 
 
 class ConvNormLReLU(nn.Sequential):
-    """Reflect-pad, convolution, GroupNorm of one group, LeakyReLU(0.2)."""
+    """Reflect-pad, convolution, GroupNorm of one group, LeakyReLU."""
 
     def __init__(
         self,
@@ -50,7 +54,7 @@ class ConvNormLReLU(nn.Sequential):
         out_channels: int,
         kernel: int = 3,
         stride: int = 1,
-        padding: int | tuple[int, int, int, int] = 1,
+        padding: int | Pads = 1,
         groups: int = 1,
         bias: bool = False,
         eps: float = 1e-5,
@@ -59,8 +63,20 @@ class ConvNormLReLU(nn.Sequential):
             nn.ReflectionPad2d(padding),
             nn.Conv2d(in_channels, out_channels, kernel, stride, groups=groups, bias=bias),
             nn.GroupNorm(1, out_channels, eps=eps),
-            nn.LeakyReLU(0.2, inplace=True),
+            nn.LeakyReLU(SLOPE, inplace=True),
         )
+
+    @property
+    def pads(self) -> Pads:
+        return cast(nn.ReflectionPad2d, self[0]).padding
+
+    @property
+    def conv(self) -> nn.Conv2d:
+        return cast(nn.Conv2d, self[1])
+
+    @property
+    def norm(self) -> nn.GroupNorm:
+        return cast(nn.GroupNorm, self[2])
 
 
 class InvertedResidual(nn.Module):
@@ -95,9 +111,7 @@ class Generator(nn.Module):
         super().__init__()
         self.resize = RESIZES[resize]
 
-        def cnl(
-            i: int, o: int, kernel: int = 3, stride: int = 1, padding: int | tuple[int, int, int, int] = 1
-        ) -> nn.Module:
+        def cnl(i: int, o: int, kernel: int = 3, stride: int = 1, padding: int | Pads = 1) -> ConvNormLReLU:
             return ConvNormLReLU(i, o, kernel, stride, padding, eps=eps)
 
         far_edge = (0, 1, 0, 1)  # TensorFlow's SAME padding of a stride-2 convolution on an even side

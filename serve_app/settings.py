@@ -7,9 +7,9 @@ three are each the `user_config` of the deployment that uses it, and may change 
 import difflib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError
+from pydantic import BaseModel, ByteSize, ConfigDict, Field, PositiveInt, ValidationError
 
 from serve_app.errors import SettingsError
 
@@ -32,6 +32,8 @@ class Settings(StrictModel):
     Attributes:
         device: `auto` takes CUDA where Ray grants a GPU, else the CPU. `cpu` says that a granted GPU is not meant.
         precision: of the generator; `auto` is fp16 on CUDA and fp32 on a CPU.
+        memory_bytes: that painting may add to an idle Stylizer, as 600MB or 2GiB; default, on CUDA what the GPU share
+            leaves, else the replica's `memory`, else half of what is free on the machine.
         threads: of the generator on a CPU: a number, `share` (the replica's num_cpus) or `host` (every core).
         styles_dir: pulled and imported styles; default `ANIMEGAN_STYLES_DIR`, else beside the shipped ones.
         cuda_context_bytes: what a process takes on the card before its first tensor; taken off the allocator's share.
@@ -39,6 +41,7 @@ class Settings(StrictModel):
 
     device: Device = "auto"
     precision: Precision = "auto"
+    memory_bytes: Annotated[ByteSize, Field(gt=0)] | None = None
     threads: PositiveInt | Literal["share", "host"] = "share"
     styles_dir: Path | None = None
     cuda_context_bytes: PositiveInt = 700 * MIB
@@ -77,10 +80,13 @@ class StylizerSettings(StrictModel):
 
     Attributes:
         max_batch_size: pictures of one style and size painted together.
+        release_after_s: idle seconds after which memory that painting has left free goes back to the system; the next
+            picture pays for asking again.
         stuck_after_s: a batch that runs longer than this makes the replica unhealthy, and Serve replaces it.
     """
 
     max_batch_size: PositiveInt = 4
+    release_after_s: PositiveInt = 30
     stuck_after_s: PositiveInt = 120
 
 

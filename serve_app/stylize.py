@@ -1,4 +1,4 @@
-"""The painting of one batch: uint8 frames in, uint8 frames out, scaling on the device."""
+"""The painting of one batch: uint8 frames in, uint8 frames out, in strips, under a budget of bytes."""
 
 import gc
 import logging
@@ -6,20 +6,25 @@ import os
 from collections.abc import Sequence
 
 import numpy as np
+import psutil
 import torch
-from torch import Tensor
 
+from serve_app.allocator import release_free_memory, running_allocator
 from serve_app.checkpoints import load_generator
-from serve_app.errors import DeviceError, OutOfMemory, RequestError
+from serve_app.errors import DeviceError, OutOfMemory, RequestError, TooLargeToPaint
 from serve_app.frames import Frame
-from serve_app.generator import Generator
+from serve_app.memory import fitting_rows, largest_side, predict_peak_bytes
 from serve_app.settings import Device, Precision, Settings
+from serve_app.streaming import StripGenerator
 from serve_app.styles import InstalledStyle
 
 logger = logging.getLogger(__name__)
 
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 WARM_UP_SIDE = 64  # pixels: every kernel is loaded and every layer's memory touched, in milliseconds
+CPU_BATCH_PIXELS = (
+    256 * 256
+)  # on a CPU larger batches are no faster than their pictures one by one, and take more memory
 
 
 class Stylist:
@@ -30,6 +35,7 @@ class Stylist:
         settings: device, precision and threads.
         gpu_share: the part of a GPU that this process was granted, 0 for none.
         cpu_share: the number of CPUs that this process was granted.
+        memory_share: the bytes of host memory that this process was granted, 0 for none.
 
     Raises:
         DeviceError: if the device is not there, or a GPU was granted that cannot be used.
@@ -37,18 +43,33 @@ class Stylist:
     """
 
     def __init__(
-        self, styles: dict[str, InstalledStyle], settings: Settings, gpu_share: float = 0, cpu_share: float = 1
+        self,
+        styles: dict[str, InstalledStyle],
+        settings: Settings,
+        gpu_share: float = 0,
+        cpu_share: float = 1,
+        memory_share: float = 0,
     ) -> None:
         self.device = choose_device(settings.device, gpu_share, torch.cuda.is_available())
-        self.dtype = choose_dtype(settings.precision, self.device)
+        self.precision = choose_precision(settings.precision, self.device)
         if self.device.type == "cuda":
             bound_cuda_memory(gpu_share or 1, settings.cuda_context_bytes)
         else:
             torch.set_num_threads(count_threads(settings, cpu_share))
-        self._generators = {name: self._place(load_generator(style)) for name, style in styles.items()}
+        storage, compute = DTYPES[self.precision], compute_dtype(self.precision, self.device)
+        self._generators = {
+            name: StripGenerator(load_generator(style).to(self.device), style.resize, storage, compute)
+            for name, style in styles.items()
+        }
+        self.allocator = running_allocator() if self.device.type == "cpu" else "cuda"
+        self.memory_bytes = settings.memory_bytes or free_memory(self.device, memory_share)
 
-    def _place(self, generator: Generator) -> Generator:
-        return generator.to(self.device, self.dtype).to(memory_format=torch.channels_last)
+    def describe(self) -> str:
+        """One line for the log: where and how this replica paints."""
+        return (
+            f"painting on {self.device.type} in {self.precision}, allocator {self.allocator}, "
+            f"budget {self.memory_bytes / 1e6:,.0f} MB"
+        )
 
     def warm_up(self) -> None:
         """Paints one small picture in every style, so that the first user does not wait for kernels to load."""
@@ -58,15 +79,46 @@ class Stylist:
                 raise outcome
 
     def paint(self, style: str, frames: Sequence[Frame]) -> list[Frame | Exception]:
-        """Paints frames of one size, (H, W, 3) uint8 each.
+        """Paints frames of one size, (H, W, 3) uint8 each, as many together as pays and the budget holds.
 
         Returns:
-            In order, a painted frame or what kept it from being painted. A batch that fails is halved, down to single
-            frames, so that one bad frame fails alone.
+            In order, a painted frame or what kept it from being painted.
         """
+        height, width = frames[0].shape[:2]
+        together = len(frames)
+        if self.device.type == "cpu":
+            together = min(together, max(CPU_BATCH_PIXELS // (height * width), 1))
+        while (rows := self._fitting_rows(height, width, together)) is None:
+            if together == 1:
+                return [self._refusal(height, width)] * len(frames)
+            together -= 1
+        outcomes: list[Frame | Exception] = []
+        for first in range(0, len(frames), together):
+            outcomes += self._paint_batch(style, frames[first : first + together], rows)
+        return outcomes
+
+    def release(self) -> None:
+        """Gives back what painting has left free, when no picture will want it soon."""
+        release_memory()
+
+    def _fitting_rows(self, height: int, width: int, batch: int) -> int | None:
+        return fitting_rows(height, width, batch, self.precision, self.memory_bytes, self.allocator)
+
+    def _refusal(self, height: int, width: int) -> TooLargeToPaint:
+        needed = predict_peak_bytes(height, width, 1, self.precision, allocator=self.allocator)
+        side = largest_side((height, width), self.precision, self.memory_bytes, self.allocator)
+        return TooLargeToPaint(
+            f"Painting {width} x {height} takes {needed / 1e6:,.0f} MB, and {self.memory_bytes / 1e6:,.0f} MB are set "
+            f"aside for it here. Ask for max_side={side}, the largest that fits.",
+            side,
+            max(height, width),
+        )
+
+    def _paint_batch(self, style: str, frames: Sequence[Frame], rows: int) -> list[Frame | Exception]:
+        """A batch that fails is halved, down to single frames, so that one bad frame fails alone."""
         outcome: Exception | None = None
         try:
-            return list(self._forward(style, frames))
+            return list(self._forward(style, frames, rows))
         except Exception as error:
             if len(frames) == 1:
                 outcome = as_request_error(error)
@@ -76,16 +128,12 @@ class Stylist:
         if outcome is not None:
             return [outcome]
         middle = len(frames) // 2
-        return self.paint(style, frames[:middle]) + self.paint(style, frames[middle:])
+        return self._paint_batch(style, frames[:middle], rows) + self._paint_batch(style, frames[middle:], rows)
 
-    @torch.inference_mode()
-    def _forward(self, style: str, frames: Sequence[Frame]) -> Frame:
-        photo = torch.from_numpy(np.stack(frames)).to(self.device)  # (N, H, W, 3), read-only frames copied by stack
-        x = photo.permute(0, 3, 1, 2).to(self.dtype).div_(127.5).sub_(1)  # (N, 3, H, W), already channels_last
-        painted: Tensor = self._generators[style](x)
-        pixels = painted.float().add_(1).mul_(127.5).round_().clamp_(0, 255).to(torch.uint8)
-        result: Frame = pixels.permute(0, 2, 3, 1).contiguous().cpu().numpy()  # (N, H, W, 3)
-        return result
+    def _forward(self, style: str, frames: Sequence[Frame], rows: int) -> Frame:
+        photos = torch.from_numpy(np.stack(frames)).to(self.device)  # (N, H, W, 3), read-only frames copied by stack
+        painted: Frame = self._generators[style].paint(photos, rows).cpu().numpy()
+        return painted
 
 
 def as_request_error(error: Exception) -> Exception:
@@ -108,7 +156,9 @@ def is_out_of_memory(error: Exception) -> bool:
 
 
 def release_memory() -> None:
+    """What painting has left free goes back to the system or the card."""
     gc.collect()
+    release_free_memory()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
 
@@ -136,10 +186,27 @@ def choose_device(device: Device, gpu_share: float, has_cuda: bool) -> torch.dev
     return torch.device("cpu")
 
 
-def choose_dtype(precision: Precision, device: torch.device) -> torch.dtype:
+def choose_precision(precision: Precision, device: torch.device) -> Precision:
     if precision == "auto":
-        precision = "fp16" if device.type == "cuda" else "fp32"
-    return DTYPES[precision]
+        return "fp16" if device.type == "cuda" else "fp32"
+    return precision
+
+
+def compute_dtype(precision: Precision, device: torch.device) -> torch.dtype:
+    """Convolutions run in 16 bits where the hardware has them: on CUDA, and in bf16 on CPUs with its instructions."""
+    if device.type == "cuda" or (precision == "bf16" and torch.cpu._is_avx512_bf16_supported()):
+        return DTYPES[precision]
+    return torch.float32
+
+
+def free_memory(device: torch.device, memory_share: float) -> int:
+    """What painting may take by default: the rest of the GPU's share, or of the replica's, or half of the machine's."""
+    if device.type == "cuda":
+        total = torch.cuda.get_device_properties(0).total_memory
+        return int(total * torch.cuda.get_per_process_memory_fraction()) - torch.cuda.memory_allocated()
+    if memory_share:
+        return max(int(memory_share) - psutil.Process().memory_info().rss, 0)
+    return psutil.virtual_memory().available // 2
 
 
 def count_threads(settings: Settings, cpu_share: float) -> int:

@@ -27,13 +27,19 @@ class Stylizer:
 
         granted = ray.get_runtime_context().get_assigned_resources()  # type: ignore[no-untyped-call]
         self.stylist = Stylist(
-            installed_styles(settings.styles_dir), settings, granted.get("GPU", 0), granted.get("CPU", 1)
+            installed_styles(settings.styles_dir),
+            settings,
+            granted.get("GPU", 0),
+            granted.get("CPU", 1),
+            granted.get("memory", 0),
         )
         self.stylist.warm_up()
+        print(self.stylist.describe(), flush=True)
         # One thread: the device paints one batch at a time, and torch keeps one set of workspaces.
         self.device = ThreadPoolExecutor(1, thread_name_prefix="device")
         self.settings = StylizerSettings()
         self.batcher: Batcher[Key, Frame, Frame] = Batcher(self._paint, self.settings.max_batch_size)
+        self.releasing: asyncio.TimerHandle | None = None
 
     def reconfigure(self, user_config: dict[str, Any]) -> None:
         self.settings = load_settings(StylizerSettings, user_config, "Stylizer.user_config")
@@ -52,7 +58,15 @@ class Stylizer:
 
     async def _paint(self, key: Key, frames: list[Frame]) -> list[Frame | Exception]:
         style, _ = key
-        return await asyncio.get_running_loop().run_in_executor(self.device, self.stylist.paint, style, frames)
+        loop = asyncio.get_running_loop()
+        if self.releasing is not None:
+            self.releasing.cancel()
+        try:
+            return await loop.run_in_executor(self.device, self.stylist.paint, style, frames)
+        finally:
+            self.releasing = loop.call_later(
+                self.settings.release_after_s, loop.run_in_executor, self.device, self.stylist.release
+            )
 
     def check_health(self) -> None:
         """By progress: a device that hangs would pass a check that only asks whether the process answers."""

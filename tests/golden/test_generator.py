@@ -12,6 +12,7 @@ from shared import SHARED, needs_shared
 from serve_app.checkpoints import load_generator, read_checkpoint, save_style
 from serve_app.generator import Generator
 from serve_app.settings import Settings
+from serve_app.streaming import Frames, StripGenerator
 from serve_app.styles import Style, installed_styles
 from serve_app.stylize import Stylist
 
@@ -42,6 +43,20 @@ def test_generator_has_the_published_number_of_parameters() -> None:
 def test_generator_equals_reference(path: Path) -> None:
     golden = np.load(path)
     painted = seeded_generator(path.name.split("_")[0])(to_input(golden["photo"])).numpy()
+    assert np.abs(painted - golden["painted"]).max() <= 1e-4
+
+
+@pytest.mark.parametrize("path", GOLDEN, ids=lambda path: path.stem)
+def test_strips_equal_reference(path: Path) -> None:
+    golden = np.load(path)
+    mode = path.name.split("_")[0]
+    photo = torch.from_numpy(golden["photo"].copy())
+    painted = np.full(golden["painted"].shape, np.nan, np.float32)
+
+    def sink(at: int, strip: torch.Tensor) -> None:
+        painted[:, :, at : at + strip.shape[1]] = strip.permute(0, 3, 1, 2).numpy()
+
+    StripGenerator(seeded_generator(mode), mode).run(Frames(photo), photo, 8, sink)
     assert np.abs(painted - golden["painted"]).max() <= 1e-4
 
 

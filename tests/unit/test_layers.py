@@ -10,13 +10,24 @@ from shared import ROOT
 
 PACKAGE = ROOT / "serve_app"
 FLOORS = {
-    1: {"settings", "errors", "frames", "generator"},
-    2: {"decode", "resize", "encode", "batching", "styles", "checkpoints", "downloads", "uploads"},
-    3: {"routes", "stylize"},
+    1: {"settings", "errors", "frames", "generator", "streaming"},
+    2: {
+        "decode",
+        "resize",
+        "encode",
+        "batching",
+        "memory",
+        "allocator",
+        "styles",
+        "checkpoints",
+        "downloads",
+        "uploads",
+    },
+    3: {"routes", "stylize", "export"},
     4: {"deployments.ingress", "deployments.codec", "deployments.stylizer"},
     5: {"app", "cli", "config_lint", "runner"},
 }
-TORCH_ROOMS = {"generator", "checkpoints", "stylize"}
+TORCH_ROOMS = {"generator", "streaming", "checkpoints", "stylize", "export"}
 
 
 def module_name(path: Path) -> str:

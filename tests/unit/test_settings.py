@@ -39,7 +39,7 @@ def test_unknown_key_is_named_with_the_key_that_was_meant(
 def test_unknown_key_that_resembles_nothing_is_named_with_all_keys() -> None:
     assert (
         refusal(StylizerSettings, {"zzz": 1}, "Stylizer.user_config")
-        == "Stylizer.user_config.zzz: unknown key (known: max_batch_size, stuck_after_s)"
+        == "Stylizer.user_config.zzz: unknown key (known: max_batch_size, release_after_s, stuck_after_s)"
     )
 
 
@@ -87,3 +87,13 @@ def test_settings_are_complete_without_any_key_and_cannot_be_changed(model: type
     settings = load_settings(model, {}, "args")
     with pytest.raises(ValidationError, match="Instance is frozen"):
         setattr(settings, next(iter(model.model_fields)), "changed")
+
+
+@pytest.mark.parametrize(("value", "size"), [("600MB", 600_000_000), ("2GiB", 2 * 2**30), (1000, 1000)])
+def test_bytes_are_a_number_or_have_a_unit(value: object, size: int) -> None:
+    assert load_settings(Settings, {"memory_bytes": value}, "args").memory_bytes == size
+
+
+@pytest.mark.parametrize("value", [0, "-1MB", "much"])
+def test_budget_of_no_bytes_is_refused(value: object) -> None:
+    assert refusal(Settings, {"memory_bytes": value}, "args").startswith("args.memory_bytes: ")

@@ -11,11 +11,20 @@ import torch
 from shared import ROOT
 
 from serve_app.checkpoints import load_generator
-from serve_app.errors import DeviceError, OutOfMemory
+from serve_app.errors import DeviceError, OutOfMemory, TooLargeToPaint
 from serve_app.frames import Frame
+from serve_app.memory import predict_peak_bytes
 from serve_app.settings import Device, Precision, Settings
 from serve_app.styles import InstalledStyle
-from serve_app.stylize import Stylist, allocator_fraction, choose_device, choose_dtype, count_threads
+from serve_app.stylize import (
+    Stylist,
+    allocator_fraction,
+    choose_device,
+    choose_precision,
+    compute_dtype,
+    count_threads,
+    free_memory,
+)
 
 MIB = 2**20
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
@@ -38,11 +47,11 @@ def break_on_mark(stylist: Stylist, monkeypatch: pytest.MonkeyPatch, error: Exce
     forward = stylist._forward
     tried: list[int] = []
 
-    def broken(style: str, frames: Sequence[Frame]) -> Frame:
+    def broken(style: str, frames: Sequence[Frame], rows: int) -> Frame:
         tried.append(len(frames))
         if any(frame[0, 0, 0] == mark for frame in frames):
             raise error
-        return forward(style, frames)
+        return forward(style, frames, rows)
 
     monkeypatch.setattr(stylist, "_forward", broken)
     return tried
@@ -110,19 +119,28 @@ def test_stylist_refuses_to_start_without_the_gpu_it_was_granted(seeded_style: I
 
 
 @pytest.mark.parametrize(
-    ("precision", "device", "dtype"),
+    ("precision", "device", "chosen"),
     [
-        ("auto", CPU, torch.float32),
-        ("auto", CUDA, torch.float16),
-        ("fp32", CUDA, torch.float32),
-        ("fp16", CUDA, torch.float16),
-        ("bf16", CPU, torch.bfloat16),
+        ("auto", CPU, "fp32"),
+        ("auto", CUDA, "fp16"),
+        ("fp32", CUDA, "fp32"),
+        ("fp16", CUDA, "fp16"),
+        ("bf16", CPU, "bf16"),
     ],
 )
 def test_precision_is_halved_on_cuda_unless_told_otherwise(
-    precision: Precision, device: torch.device, dtype: torch.dtype
+    precision: Precision, device: torch.device, chosen: Precision
 ) -> None:
-    assert choose_dtype(precision, device) == dtype
+    assert choose_precision(precision, device) == chosen
+
+
+def test_convolutions_are_16_bits_only_where_the_hardware_has_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: True)
+    assert compute_dtype("bf16", CPU) == torch.bfloat16
+    assert compute_dtype("fp16", CPU) == torch.float32
+    assert compute_dtype("fp16", CUDA) == torch.float16
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)
+    assert compute_dtype("bf16", CPU) == torch.float32
 
 
 @pytest.mark.parametrize(
@@ -208,7 +226,7 @@ def test_warm_up_paints_in_every_style(seeded_style: InstalledStyle, monkeypatch
     stylist = Stylist({"one": seeded_style, "two": seeded_style}, Settings(device="cpu", threads=1))
     painted: list[str] = []
     forward = stylist._forward
-    monkeypatch.setattr(stylist, "_forward", lambda style, frames: painted.append(style) or forward(style, frames))
+    monkeypatch.setattr(stylist, "_forward", lambda style, *rest: painted.append(style) or forward(style, *rest))
     stylist.warm_up()
     assert painted == ["one", "two"]
 
@@ -274,7 +292,7 @@ def test_memory_is_given_back_after_a_failed_pass_has_let_go_of_it(
     alive: list[weakref.ref[Activations]] = []
     held_at_release: list[int] = []
 
-    def hold_and_fail(style: str, frames: Sequence[Frame]) -> Frame:
+    def hold_and_fail(style: str, frames: Sequence[Frame], rows: int) -> Frame:
         activations = Activations()
         alive.append(weakref.ref(activations))
         raise torch.OutOfMemoryError("CUDA out of memory.")
@@ -322,3 +340,57 @@ def test_real_refusal_of_the_allocator_is_out_of_memory(seeded_style: InstalledS
         [sys.executable, "-c", textwrap.dedent(script)], cwd=ROOT, capture_output=True, text=True, timeout=120
     )
     assert run.stdout == "OutOfMemory ndarray\n", run.stderr
+
+
+def test_picture_over_the_budget_is_refused_with_the_largest_side_that_fits(stylist: Stylist) -> None:
+    stylist.memory_bytes = 100_000_000
+    (refusal,) = stylist.paint("seeded", [frame_of(1536, 2048)])
+    assert isinstance(refusal, TooLargeToPaint)
+    assert refusal.status == 413
+    side = refusal.limit
+    assert side is not None
+    assert refusal.actual == 2048
+    assert "Painting 2048 x 1536 takes " in str(refusal)
+    assert f", and 100 MB are set aside for it here. Ask for max_side={side}, the largest that fits." in str(refusal)
+    stylist._forward = lambda style, frames, rows: np.stack(frames)  # type: ignore[method-assign]
+    for larger, outcome in ((0, np.ndarray), (8, TooLargeToPaint)):
+        (answer,) = stylist.paint("seeded", [frame_of((side + larger) * 3 // 4, side + larger)])
+        assert isinstance(answer, outcome)
+
+
+@pytest.mark.parametrize(("together", "batches"), [(4, [4, 1]), (3, [3, 2]), (1, [1, 1, 1, 1, 1])])
+def test_batch_is_split_to_fit_the_budget(
+    stylist: Stylist, monkeypatch: pytest.MonkeyPatch, together: int, batches: list[int]
+) -> None:
+    stylist.memory_bytes = predict_peak_bytes(64, 64, together, "fp32", 4, stylist.allocator)
+    painted: list[int] = []
+    forward = stylist._forward
+    monkeypatch.setattr(
+        stylist, "_forward", lambda style, frames, rows: painted.append(len(frames)) or forward(style, frames, rows)
+    )
+    frames = [frame_of(64, 64, seed) for seed in range(5)]
+    assert all(isinstance(outcome, np.ndarray) for outcome in stylist.paint("seeded", frames))
+    assert painted == batches
+
+
+def test_large_pictures_are_painted_one_by_one_on_a_cpu(stylist: Stylist, monkeypatch: pytest.MonkeyPatch) -> None:
+    painted: list[int] = []
+    monkeypatch.setattr(
+        stylist, "_forward", lambda style, frames, rows: painted.append(len(frames)) or np.stack(frames)
+    )
+    stylist.paint("seeded", [frame_of(256, 256)] * 3)
+    stylist.paint("seeded", [frame_of(128, 128)] * 5)
+    assert painted == [1, 1, 1, 4, 1]
+
+
+def test_line_at_start_up_names_device_precision_allocator_and_budget(stylist: Stylist) -> None:
+    stylist.memory_bytes = 600_000_000
+    stylist.allocator = "tcmalloc"
+    assert stylist.describe() == "painting on cpu in fp32, allocator tcmalloc, budget 600 MB"
+
+
+def test_budget_is_what_the_replica_was_granted_less_what_it_has_taken() -> None:
+    granted = 8 * 2**30
+    assert 0 < free_memory(CPU, granted) < granted - 100 * MIB  # torch is loaded
+    assert free_memory(CPU, 1) == 0
+    assert free_memory(CPU, 0) > 0

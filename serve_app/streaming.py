@@ -1,0 +1,405 @@
+"""The generator in strips of rows: the plain forward's result in a fraction of its memory.
+
+Every norm needs sums over the whole picture, so layers run one after another. Within a layer nothing stands whole but
+what it reads and what it writes; a row is made when it is needed and released when it has been read. Layers are kept as
+they were convolved: whoever reads a layer applies its norm and activation on the way into a buffer of a few rows, where
+padding and resizing happen too. No padded, resized or normalised picture ever exists.
+
+Pictures are (N, H, W, C) here, which is what torch calls channels_last.
+"""
+
+from collections import deque
+from collections.abc import Callable, Iterator
+from typing import Protocol, cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from serve_app.generator import SLOPE, ConvNormLReLU, Generator, InvertedResidual, Pads
+from serve_app.settings import ResizeMode
+
+
+class Source(Protocol):
+    """A picture that is read once, from its first row to its last."""
+
+    height: int
+    width: int
+    channels: int
+
+    def take(self, rows: Tensor) -> None:
+        """Writes the next `rows.shape[1]` rows into (N, rows, W, C)."""
+
+
+class Frames:
+    """(N, H, W, 3) uint8 as values in [-1, 1]."""
+
+    def __init__(self, frames: Tensor) -> None:
+        self.height, self.width, self.channels = frames.shape[1:]
+        self._frames = frames
+        self._at = 0
+
+    def take(self, rows: Tensor) -> None:
+        rows.copy_(self._frames[:, self._at : self._at + rows.shape[1]]).div_(127.5).sub_(1)
+        self._at += rows.shape[1]
+
+
+class Layer:
+    """What one layer convolved, in chunks of rows that go as they are read; read with its norm applied.
+
+    A chunk is one plane (N, rows, W, C), or two: then its even rows are the first plane's, its odd rows the second's.
+    """
+
+    def __init__(self, height: int, width: int, channels: int, storage: torch.dtype) -> None:
+        self.height, self.width, self.channels = height, width, channels
+        self._storage = storage
+        self._chunks: deque[list[Tensor]] = deque()
+        self._sums: Tensor | None = None  # (2, N) float64: of values, of their squares
+        self._scale = self._shift = torch.empty(0)  # (N, 1, 1, C)
+        self._is_activated = False
+        self._read = 0  # rows of the first chunk
+
+    def append(self, *planes: Tensor) -> None:
+        for plane in planes:
+            flat = plane.flatten(1)
+            # float32 within a chunk, float64 between chunks: as exact as float64 throughout, without its copies.
+            sums = torch.stack([flat.sum(1, dtype=torch.float32), squares(flat)]).double()
+            self._sums = sums if self._sums is None else self._sums.add_(sums)
+        self._chunks.append([plane.to(self._storage) for plane in planes])
+
+    def normalised(self, norm: nn.GroupNorm, is_activated: bool = True) -> "Layer":
+        """Ends the writing: the sums are complete, and rows may be read."""
+        assert self._sums is not None
+        mean, square = self._sums / (self.height * self.width * self.channels)
+        scale = (square - mean.square()).clamp_min_(0).add_(norm.eps).rsqrt_()[:, None] * norm.weight.double()
+        shift = norm.bias.double() - mean[:, None] * scale
+        self._scale, self._shift = (x.float()[:, None, None, :] for x in (scale, shift))
+        self._is_activated = is_activated
+        return self
+
+    def take(self, rows: Tensor) -> None:
+        done = 0
+        while done < rows.shape[1]:
+            planes = self._chunks[0]
+            step = len(planes)
+            held = step * planes[0].shape[1]
+            count = min(rows.shape[1] - done, held - self._read)
+            for phase, plane in enumerate(planes):
+                first, last = ((row - phase + step - 1) // step for row in (self._read, self._read + count))
+                start = done + first * step + phase - self._read
+                self._write(plane[:, first:last], rows[:, start : done + count : step])
+            done += count
+            self._read += count
+            if self._read == held:
+                self._chunks.popleft()
+                self._read = 0
+
+    def _write(self, plane: Tensor, rows: Tensor) -> None:
+        if rows.dtype == torch.float32:
+            values = plane if plane.dtype == rows.dtype else rows.copy_(plane)
+            torch.addcmul(self._shift, values, self._scale, out=rows)
+            if self._is_activated:
+                F.leaky_relu_(rows, SLOPE)
+        else:  # one rounding to 16 bits, not one for each step
+            values = torch.addcmul(self._shift, plane.float(), self._scale)
+            rows.copy_(F.leaky_relu_(values, SLOPE) if self._is_activated else values)
+
+
+class Kept:
+    """Rows as they were put by, for a residual."""
+
+    def __init__(self) -> None:
+        self.chunks: deque[Tensor] = deque()
+
+    def add_to(self, rows: Tensor) -> None:
+        done = 0
+        while done < rows.shape[1]:
+            chunk = self.chunks.popleft()
+            count = min(chunk.shape[1], rows.shape[1] - done)
+            rows[:, done : done + count].add_(chunk[:, :count])
+            if count < chunk.shape[1]:
+                self.chunks.appendleft(chunk[:, count:])
+            done += count
+
+
+class Residual:
+    """A layer and what is added to it."""
+
+    def __init__(self, layer: Layer, kept: Kept) -> None:
+        self.height, self.width, self.channels = layer.height, layer.width, layer.channels
+        self._layer = layer
+        self._kept = kept
+
+    def take(self, rows: Tensor) -> None:
+        self._layer.take(rows)
+        self._kept.add_to(rows)
+
+
+class Resized:
+    """Bilinear on the way, as torch's `interpolate`: corners aligned, or half-pixel centres."""
+
+    def __init__(self, source: Source, height: int, width: int, is_aligned: bool) -> None:
+        self.height, self.width, self.channels = height, width, source.channels
+        self._source = source
+        self._is_aligned = is_aligned
+        self._at = 0
+        self._window: Tensor | None = None  # the source's rows that the last row made was between
+        self._top = 0  # the window's first row
+
+    def take(self, rows: Tensor) -> None:
+        count = rows.shape[1]
+        above, below, weight = self._positions(count, rows.device)
+        window = self._read(rows, int(above[0]), int(below[-1]) + 1)
+        upper = window.index_select(1, above - self._top)
+        lower = window.index_select(1, below - self._top)
+        mixed = upper.lerp_(lower, weight[:, None, None])
+        wide = F.interpolate(
+            mixed.permute(0, 3, 1, 2), size=(count, self.width), mode="bilinear", align_corners=self._is_aligned
+        )
+        rows.copy_(wide.permute(0, 2, 3, 1))
+        self._at += count
+
+    def _positions(self, count: int, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
+        """For each of the next rows the two rows it lies between, and the second one's weight; in float32, as torch."""
+        row = torch.arange(self._at, self._at + count, dtype=torch.float32, device=device)
+        if self._is_aligned:
+            position = row * ((self._source.height - 1) / max(self.height - 1, 1))
+        else:
+            position = ((row + 0.5) * (self._source.height / self.height) - 0.5).clamp_min_(0)
+        last = self._source.height - 1
+        above = position.long().clamp_max_(last)
+        return above, (above + 1).clamp_max_(last), position - above
+
+    def _read(self, rows: Tensor, first: int, end: int) -> Tensor:
+        shape = rows.shape[0], end - first, self._source.width, self.channels
+        window = rows.new_empty(shape, dtype=torch.float32)  # 16 bits would round once more on the way
+        kept = 0
+        if self._window is not None:
+            held = self._top + self._window.shape[1]
+            kept = max(held - first, 0)
+            window[:, :kept] = self._window[:, first - self._top :]
+        if first + kept < end:
+            self._source.take(window[:, kept:])
+        self._window, self._top = window, first
+        return window
+
+
+class StripGenerator:
+    """A generator that paints in strips, with the plain forward's result.
+
+    Args:
+        generator: whose weights are taken; on the device that paints.
+        resize: its growing mode.
+        storage: of what stands between layers: float32, float16 or bfloat16.
+        compute: of the convolutions.
+    """
+
+    def __init__(
+        self,
+        generator: Generator,
+        resize: ResizeMode,
+        storage: torch.dtype = torch.float32,
+        compute: torch.dtype = torch.float32,
+    ) -> None:
+        self._generator = generator.requires_grad_(False)
+        self._resize: ResizeMode = resize
+        self._storage = storage
+        self._compute = compute
+        self._weights = {
+            module: self._placed(module.weight) for module in generator.modules() if isinstance(module, nn.Conv2d)
+        }
+        growing = [cast(ConvNormLReLU, block[0]).conv for block in (generator.block_d, generator.block_e)]
+        self._doubling = {
+            conv: [self._placed(weight) for weight in doubling_weights(conv.weight)]
+            for conv in growing
+            if resize == "tf"
+        }
+
+    def _placed(self, weight: Tensor) -> Tensor:
+        return weight.detach().to(self._compute).contiguous(memory_format=torch.channels_last)
+
+    @torch.inference_mode()
+    def paint(self, frames: Tensor, rows: int) -> Tensor:
+        """(N, H, W, 3) uint8 to the same, painted.
+
+        Args:
+            frames: of one size, on the device.
+            rows: of a strip at the picture's full size, a multiple of 4; see `memory.strip_rows`.
+        """
+        painted = torch.empty_like(frames)
+
+        def sink(at: int, strip: Tensor) -> None:
+            pixels = strip.float().add_(1).mul_(127.5).round_().clamp_(0, 255)
+            painted[:, at : at + strip.shape[1]].copy_(pixels)
+
+        self.run(Frames(frames), frames, rows, sink)
+        return painted
+
+    @torch.inference_mode()
+    def run(self, photo: Source, like: Tensor, rows: int, sink: Callable[[int, Tensor], None]) -> None:
+        """Paints a source; `sink` gets each strip's first row and its values (N, rows, W, 3) in [-1, 1].
+
+        Args:
+            photo: the picture.
+            like: any tensor of the batch's N and device.
+            rows: as in `paint`.
+        """
+        self._like = like.new_empty((like.shape[0], 0), dtype=self._compute)
+        generator = self._generator
+        blocks = (generator.block_a, generator.block_b, generator.block_c, generator.block_d, generator.block_e)
+        a, b, c, d, e = (cast(list[ConvNormLReLU], list(block)) for block in blocks)
+        x: Source = self._convolve(photo, a[0], rows)
+        x = self._convolve(x, a[1], rows // 2)
+        x = self._convolve(x, a[2], rows)
+        half = x.height, x.width
+        x = self._convolve(x, b[0], rows // 2)
+        x = self._convolve(x, b[1], rows)
+        x = self._convolve(x, c[0], rows // 2)
+        for block in c[1:-1]:
+            x = self._invert(x, cast(InvertedResidual, block), rows // 2)
+        x = self._convolve(x, c[-1], rows)
+        x = self._grow(x, half, d[0], rows)
+        x = self._convolve(x, d[1], rows)
+        x = self._grow(x, (photo.height, photo.width), e[0], rows)
+        x = self._convolve(x, e[1], rows)
+        x = self._convolve(x, e[2], rows)
+        at = 0
+        for strip in self._strips(x, rows):
+            sink(at, self._conv(strip, cast(nn.Conv2d, generator.out_layer[0])).contiguous().tanh_())
+            at += strip.shape[1]
+
+    def _conv(self, x: Tensor, conv: nn.Conv2d) -> Tensor:
+        bias = None if conv.bias is None else conv.bias.to(x.dtype)
+        return convolve(x, self._weights[conv], bias, conv.stride[0], conv.groups)
+
+    def _convolve(self, source: Source, part: ConvNormLReLU, rows: int) -> Layer:
+        """Pad, convolution, norm and activation."""
+        conv, kernel, stride = part.conv, part.conv.kernel_size[0], part.conv.stride[0]
+        left, right, top, bottom = part.pads
+        layer = Layer(
+            (source.height + top + bottom - kernel) // stride + 1,
+            (source.width + left + right - kernel) // stride + 1,
+            conv.out_channels,
+            self._storage,
+        )
+        for window in windows(source, self._like, part.pads, kernel, stride, rows):
+            layer.append(self._conv(window, conv))
+        return layer.normalised(part.norm)
+
+    def _grow(self, source: Source, size: tuple[int, int], part: ConvNormLReLU, rows: int) -> Layer:
+        """Resize, then as `_convolve`."""
+        height, width = size
+        if self._resize != "tf":
+            return self._convolve(Resized(source, height, width, self._resize == "align"), part, rows)
+        channels = part.conv.out_channels
+        layer = Layer(height, width, channels, self._storage)
+        even, odd = self._doubling[part.conv]
+        for window in windows(source, self._like, (1, 1, 1, 1), 3, 1, rows // 2, repeat_far_edge=True):
+            planes = convolve(window, even), convolve(window[:, 1:], odd)
+            layer.append(*(plane.reshape(*plane.shape[:2], width, channels) for plane in planes))
+        return layer.normalised(part.norm)
+
+    def _invert(self, source: Source, block: InvertedResidual, rows: int) -> Source:
+        """An inverted residual block."""
+        expand, depthwise = (cast(ConvNormLReLU, block.layers[i]) for i in (0, 1))
+        project, norm = cast(nn.Conv2d, block.layers[2]), cast(nn.GroupNorm, block.layers[3])
+        kept = Kept()
+        hidden = Layer(source.height, source.width, expand.conv.out_channels, self._storage)
+        for strip in self._strips(source, rows):
+            hidden.append(self._conv(strip, expand.conv))
+            if block.is_residual:
+                kept.chunks.append(strip.to(self._storage))
+        filtered = self._convolve(hidden.normalised(expand.norm), depthwise, rows)
+        layer = Layer(source.height, source.width, project.out_channels, self._storage)
+        for strip in self._strips(filtered, rows):
+            layer.append(self._conv(strip, project))
+        layer.normalised(norm, is_activated=False)
+        return Residual(layer, kept) if block.is_residual else layer
+
+    def _strips(self, source: Source, rows: int) -> Iterator[Tensor]:
+        """The source as it is, in strips."""
+        for at in range(0, source.height, rows):
+            count = min(rows, source.height - at)
+            strip = self._like.new_empty(self._like.shape[0], count, source.width, source.channels)
+            source.take(strip)
+            yield strip
+
+
+def windows(
+    source: Source, like: Tensor, pads: Pads, kernel: int, stride: int, rows: int, repeat_far_edge: bool = False
+) -> Iterator[Tensor]:
+    """What a convolution reads to make `rows` rows at a time: the source, reflected at its edges.
+
+    Each source row is read once: what two windows share is moved up. A window is gone when the next one is asked for.
+
+    Args:
+        source: the picture.
+        like: of the batch's N, of the device and dtype of the windows.
+        pads: reflected at left, right, top and bottom.
+        kernel: the convolution's height.
+        stride: its step.
+        rows: that each window is to make; the last one makes what is left.
+        repeat_far_edge: pads right and bottom by repeating the last column and row instead.
+    """
+    left, right, top, bottom = pads
+    height, width = source.height, source.width
+    far = 1 if repeat_far_edge else 2  # the row that the first padded one is taken from, counted from the end
+    out_height = (height + top + bottom - kernel) // stride + 1
+    window: Tensor | None = None
+    for out_row in range(0, out_height, rows):
+        first = out_row * stride - top  # rows of the source; outside it they are padding
+        count = (min(rows, out_height - out_row) - 1) * stride + kernel
+        before = window
+        if window is None or window.shape[1] != count:
+            window = like.new_empty(like.shape[0], count, width + left + right, source.channels)
+        shared = 0
+        if before is not None:
+            shared = max(before.shape[1] - rows * stride, 0)
+            rest = before[:, before.shape[1] - shared :]
+            window[:, :shared] = rest.clone() if before is window and shared > count - shared else rest
+        begin, end = max(first + shared, 0), min(first + count, height)
+        if begin < end:
+            fresh = window[:, begin - first : end - first]
+            source.take(fresh[:, :, left : left + width])
+            for column in range(left):
+                fresh[:, :, column] = fresh[:, :, 2 * left - column]
+            for column in range(right):
+                fresh[:, :, left + width + column] = fresh[:, :, left + width - far - column]
+        for row in range(first + shared, 0):
+            window[:, row - first] = window[:, -row - first]
+        for row in range(max(first + shared, height), first + count):
+            window[:, row - first] = window[:, 2 * height - far - row - first]
+        yield window
+
+
+def convolve(x: Tensor, weight: Tensor, bias: Tensor | None = None, stride: int = 1, groups: int = 1) -> Tensor:
+    return F.conv2d(x.permute(0, 3, 1, 2), weight, bias, stride, 0, 1, groups).permute(0, 2, 3, 1)
+
+
+def squares(flat: Tensor) -> Tensor:
+    """(N, M) to (N,): sums of squares in float32, without a temporary."""
+    norm: Tensor = torch.linalg.vector_norm(flat, dim=1, dtype=torch.float32)
+    return norm.square_()
+
+
+def doubling_weights(weight: Tensor) -> tuple[Tensor, Tensor]:
+    """A 3 x 3 convolution behind `tf` doubling, as two convolutions of the small picture: one fewer pass, fewer taps.
+
+    Doubled row 2i is small row i, row 2i + 1 the mean of i and i + 1; so even rows need 3 small rows, odd rows 2, and
+    columns likewise.
+
+    Args:
+        weight: (O, I, 3, 3).
+
+    Returns:
+        (2 O, I, 3, 3) making even rows and (2 O, I, 2, 3) making odd rows. Their channels are the even column's, then
+        the odd column's: in memory, the doubled row. The small picture is reflected at left and top and repeated at
+        right and bottom, which is what the doubled picture's reflection comes to.
+    """
+    even = weight.new_tensor([[0.5, 0, 0], [0.5, 1, 0.5], [0, 0, 0.5]])  # (small row, tap)
+    odd = weight.new_tensor([[0, 0, 0], [1, 0.5, 0], [0, 0.5, 1]])
+    both = [
+        torch.cat([torch.einsum("oikl,yk,xl->oiyx", weight, rows, columns) for columns in (even, odd)])
+        for rows in (even, odd[1:])
+    ]
+    return both[0], both[1]
