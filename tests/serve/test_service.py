@@ -148,23 +148,6 @@ def test_a_burst_beyond_the_queue_is_refused_politely(service: Service) -> None:
     assert problem(refused)["code"] == "too-busy"
 
 
-def test_running_out_of_memory_costs_one_503_and_no_replica(service: Service) -> None:
-    stylizer = service.replica("Stylizer")
-    headroom = stylizer.memory_info().vms + 300 * 2**20  # a 1024 x 1024 picture takes about 1.3 GB
-    limits = stylizer.rlimit(psutil.RLIMIT_AS)
-    photo = photo_bytes(1024, 1024)
-    stylizer.rlimit(psutil.RLIMIT_AS, (headroom, limits[1]))
-    try:
-        answer = stylize(service, photo)
-    finally:
-        stylizer.rlimit(psutil.RLIMIT_AS, limits)
-    assert answer.status_code == 503
-    assert problem(answer)["code"] == "out-of-memory"
-    assert int(answer.headers["Retry-After"]) >= 1
-    assert stylize(service, photo_bytes(40, 48)).status_code == 200
-    assert service.replica("Stylizer").pid == stylizer.pid
-
-
 def test_only_the_stylizers_process_holds_torch(service: Service) -> None:
     def holds_torch(deployment: str) -> bool:
         return "libtorch_cpu" in Path(f"/proc/{service.replica(deployment).pid}/maps").read_text()
