@@ -1,0 +1,432 @@
+"""Figures, each measured in fresh processes of one run: `scripts/bench.py engines` and `scripts/bench.py sizes`.
+
+Peak is the process's VmHWM over its idle VmRSS, once the model is loaded and has painted one 64 x 64 picture. Time is
+the median of the paintings after the first, as a service paints many. Each command prints a table, and writes it with
+machine, date and command as JSON, and a plot as PNG, under --out.
+"""
+
+import argparse
+import datetime
+import json
+import os
+import platform
+import shlex
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+MB = 1e6
+GLIBC_TUNED = {
+    "MALLOC_ARENA_MAX": "1",
+    "MALLOC_MMAP_THRESHOLD_": "4294967296",
+    "MALLOC_TRIM_THRESHOLD_": "4294967296",
+}
+ALLOCATORS: dict[str, dict[str, str]] = {
+    "glibc": {},
+    "glibc tuned": GLIBC_TUNED,
+    "tcmalloc": {"LD_PRELOAD": "libtcmalloc_minimal.so.4"},
+    "jemalloc": {"LD_PRELOAD": "libjemalloc.so.2"},
+}
+ENGINES = ["eager", "eager-nchw", "trace", "compile", "onnxruntime", "openvino", "strips", "strips-fp16", "strips-bf16"]
+
+
+# In the measured process
+
+
+def measure(options: argparse.Namespace) -> None:
+    """Loads one engine, paints, and prints one line of JSON."""
+    import torch
+
+    torch.set_num_threads(options.threads)
+    paint = ENGINE_MAKERS[options.engine](options)
+    paint(1, 64, 64)
+    idle = status_bytes("VmRSS")
+    Path("/proc/self/clear_refs").write_text("5")
+    walls, cpus = [], []
+    for _ in range(options.paintings):
+        wall, cpu = time.perf_counter(), time.process_time()
+        paint(options.batch, options.height, options.width)
+        walls.append(time.perf_counter() - wall)
+        cpus.append(time.process_time() - cpu)
+        if len(walls) == 1:
+            peak = status_bytes("VmHWM") - idle
+    timed = slice(1, None) if len(walls) > 1 else slice(None)  # the first one also maps memory, or compiles
+    result = {
+        "peak": peak,
+        "later_peak": status_bytes("VmHWM") - idle,
+        "wall": statistics.median(walls[timed]),
+        "cpu": statistics.median(cpus[timed]),
+    }
+    print(json.dumps(result))
+
+
+def status_bytes(key: str) -> int:
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return int(next(line for line in lines if line.startswith(key)).split()[1]) * 1024
+
+
+Paint = Callable[[int, int, int], None]  # batch, height, width
+
+
+def frames_of(batch: int, height: int, width: int) -> Any:
+    import torch
+
+    return torch.randint(0, 256, (batch, height, width, 3), dtype=torch.uint8)
+
+
+def style_of(options: argparse.Namespace) -> Any:
+    from serve_app.styles import installed_styles
+
+    return installed_styles()[options.style]
+
+
+def strips_engine(precision: str) -> Callable[[argparse.Namespace], Paint]:
+    def make(options: argparse.Namespace) -> Paint:
+        import torch
+
+        from serve_app.checkpoints import load_generator
+        from serve_app.memory import strip_rows
+        from serve_app.streaming import StripGenerator
+        from serve_app.stylize import DTYPES, compute_dtype
+
+        style = style_of(options)
+        compute = compute_dtype(precision, torch.device("cpu"))  # type: ignore[arg-type]
+        strips = StripGenerator(load_generator(style), style.resize, DTYPES[precision], compute)
+
+        def paint(batch: int, height: int, width: int) -> None:
+            strips.paint(frames_of(batch, height, width), strip_rows(height, width, batch))
+
+        return paint
+
+    return make
+
+
+def torch_engine(prepare: Callable[[Any], Any], channels_last: bool = True, grad: bool = False) -> Callable[..., Paint]:
+    def make(options: argparse.Namespace) -> Paint:
+        import torch
+
+        from serve_app.checkpoints import load_generator
+
+        layout = torch.channels_last if channels_last else torch.contiguous_format
+        generator = load_generator(style_of(options)).to(memory_format=layout).requires_grad_(grad)
+        model = prepare(generator)
+
+        def paint(batch: int, height: int, width: int) -> None:
+            with torch.inference_mode(not grad):
+                photo = frames_of(batch, height, width).permute(0, 3, 1, 2).float().div_(127.5).sub_(1)
+                painted = model(photo.contiguous(memory_format=layout))
+                painted.detach().add_(1).mul_(127.5).round_().clamp_(0, 255).to(torch.uint8)
+
+        return paint
+
+    return make
+
+
+def traced(generator: Any) -> Any:
+    """Traced anew for each size: a trace fixes the size that the two resizes grow to."""
+    import warnings
+
+    import torch
+
+    warnings.simplefilter("ignore")
+    models: dict[Any, Any] = {}
+
+    def run(photo: Any) -> Any:
+        if photo.shape not in models:
+            models[photo.shape] = torch.jit.optimize_for_inference(torch.jit.trace(generator, photo, check_trace=False))
+        return models[photo.shape](photo)
+
+    return run
+
+
+def compiled(generator: Any) -> Any:
+    import torch
+
+    return torch.compile(generator)
+
+
+def exported(options: argparse.Namespace) -> Path:
+    """The style's ONNX file, made once, outside what is measured."""
+    return Path(options.scratch) / f"{options.style}.onnx"
+
+
+def numpy_photo(batch: int, height: int, width: int) -> Any:
+    import numpy as np
+
+    return np.random.default_rng(0).integers(0, 256, (batch, 3, height, width), np.uint8).astype(np.float32) / 127.5 - 1
+
+
+def onnxruntime_engine(options: argparse.Namespace) -> Paint:
+    import onnxruntime
+
+    session_options = onnxruntime.SessionOptions()
+    session_options.intra_op_num_threads = options.threads
+    session = onnxruntime.InferenceSession(exported(options), session_options, providers=["CPUExecutionProvider"])
+    return lambda *size: session.run(None, {"photo": numpy_photo(*size)})
+
+
+def openvino_engine(options: argparse.Namespace) -> Paint:
+    import openvino
+
+    hints = {"INFERENCE_NUM_THREADS": options.threads, "PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": "f32"}
+    model = openvino.Core().compile_model(exported(options), "CPU", hints)
+    return lambda *size: model({"photo": numpy_photo(*size)})
+
+
+ENGINE_MAKERS: dict[str, Callable[[argparse.Namespace], Paint]] = {
+    "original": torch_engine(lambda generator: generator, channels_last=False, grad=True),
+    "eager": torch_engine(lambda generator: generator),
+    "eager-nchw": torch_engine(lambda generator: generator, channels_last=False),
+    "trace": torch_engine(traced),
+    "compile": torch_engine(compiled),
+    "onnxruntime": onnxruntime_engine,
+    "openvino": openvino_engine,
+    "strips": strips_engine("fp32"),
+    "strips-fp16": strips_engine("fp16"),
+    "strips-bf16": strips_engine("bf16"),
+}
+
+
+# In the process that asks
+
+
+def in_fresh_processes(
+    options: argparse.Namespace,
+    engine: str,
+    allocator: str,
+    height: int,
+    width: int,
+    batch: int = 1,
+    paintings: int = 3,
+) -> dict[str, float]:
+    """Medians of `--repeats` fresh processes; NaN where the engine failed."""
+    command = [sys.executable, __file__, "measure", "--engine", engine, "--style", options.style]
+    command += ["--threads", str(options.threads), "--scratch", str(options.scratch), "--paintings", str(paintings)]
+    command += ["--height", str(height), "--width", str(width), "--batch", str(batch)]
+    environment = os.environ | ALLOCATORS[allocator]
+    results = []
+    for _ in range(options.repeats):
+        done = subprocess.run(command, capture_output=True, text=True, env=environment)
+        if done.returncode:
+            print(
+                f"  {engine} on {allocator} failed: {(done.stderr.strip().splitlines() or ['?'])[-1]}", file=sys.stderr
+            )
+            return dict.fromkeys(("peak", "later_peak", "wall", "cpu"), float("nan"))
+        results.append(json.loads(done.stdout.splitlines()[-1]))
+    return {key: statistics.median(result[key] for result in results) for key in results[0]}
+
+
+def available_allocators() -> list[str]:
+    """Those whose library the loader finds; it is silent, but for a line on stderr, about one that it does not."""
+    found = []
+    for name, environment in ALLOCATORS.items():
+        check = subprocess.run(["true"], env=os.environ | environment, capture_output=True, text=True)
+        if not check.stderr:
+            found.append(name)
+    return found
+
+
+def machine() -> dict[str, Any]:
+    import torch
+
+    model = next(
+        (line.split(":")[1].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in line),
+        platform.processor(),
+    )
+    return {
+        "date": datetime.date.today().isoformat(),
+        "machine": f"{os.cpu_count()} cores {model}, {torch.backends.cpu.get_cpu_capability()}",
+        "torch": torch.__version__,
+        "command": shlex.join(["scripts/bench.py", *sys.argv[1:]]),
+    }
+
+
+def convolution_rate(threads: int) -> float:
+    """FLOP/s of a large convolution of block e's shape, best of ten: what time is held against."""
+    import torch
+
+    torch.set_num_threads(threads)
+    x = torch.randn(1, 64, 514, 514).contiguous(memory_format=torch.channels_last)
+    weight = torch.randn(64, 64, 3, 3).contiguous(memory_format=torch.channels_last)
+    best = float("inf")
+    with torch.inference_mode():
+        for _ in range(10):
+            began = time.perf_counter()
+            torch.nn.functional.conv2d(x, weight)
+            best = min(best, time.perf_counter() - began)
+    return 2 * 512 * 512 * 64 * 64 * 9 / best
+
+
+def write(options: argparse.Namespace, name: str, rows: list[dict[str, Any]], **more: Any) -> None:
+    options.out.mkdir(parents=True, exist_ok=True)
+    path = options.out / f"{name}.json"
+    path.write_text(json.dumps(machine() | more | {"rows": rows}, indent=1) + "\n")
+    print(f"\nwrote {path}")
+
+
+def print_table(rows: list[dict[str, Any]]) -> None:
+    """As Markdown, ready for docs/benchmarks.md."""
+    heads = list(rows[0])
+    print("| " + " | ".join(heads) + " |\n|" + " --- |" * len(heads))
+    for row in rows:
+        print(
+            "| " + " | ".join(f"{cell:,.2f}" if isinstance(cell, float) else str(cell) for cell in row.values()) + " |"
+        )
+
+
+def bench_engines(options: argparse.Namespace) -> None:
+    """Every engine under every allocator; each engine's row is its fastest, with its lowest peak beside it."""
+    prepare_onnx(options)
+    allocators = available_allocators()
+    gflop = 210.3 / 512**2  # for each pixel, counted
+    rate = convolution_rate(options.threads) / 1e9
+    print(f"a large convolution runs at {rate:.0f} GFLOP/s on {options.threads} threads\n")
+    rows, everything = [], []
+    for side in options.sides:
+        for engine in options.engines:
+            measured = {name: in_fresh_processes(options, engine, name, side, side) for name in allocators}
+            measured = {name: figures for name, figures in measured.items() if figures["peak"] > 0}  # not NaN
+            everything += [{"side": side, "engine": engine, "allocator": name} | m for name, m in measured.items()]
+            fastest = min(measured, key=lambda name: measured[name]["cpu"])
+            lowest = min(measured, key=lambda name: measured[name]["peak"])
+            rows.append(
+                {
+                    "side": side,
+                    "engine": engine,
+                    "CPU-s": measured[fastest]["cpu"],
+                    "s": measured[fastest]["wall"],
+                    "on": fastest,
+                    "its peak MB": round(measured[fastest]["peak"] / MB),
+                    "lowest peak MB": round(measured[lowest]["peak"] / MB),
+                    "with": lowest,
+                    "of the conv rate": gflop * side * side / measured[fastest]["wall"] / rate,
+                }
+            )
+            print(rows[-1], flush=True)
+    print()
+    print_table(rows)
+    write(options, "engines", rows, all=everything, gflops=rate)
+    plot_engines(options, rows)
+
+
+def plot_engines(options: argparse.Namespace, rows: list[dict[str, Any]]) -> None:
+    import matplotlib
+
+    matplotlib.use("agg")
+    import matplotlib.pyplot as plt
+
+    figure, axes = plt.subplots(1, len(options.sides), figsize=(6 * len(options.sides), 4.5), squeeze=False)
+    for axis, side in zip(axes[0], options.sides, strict=True):
+        for row in (row for row in rows if row["side"] == side):
+            ours = row["engine"].startswith("strips")
+            axis.scatter(row["CPU-s"], row["its peak MB"], color="tab:red" if ours else "tab:blue")
+            axis.annotate(row["engine"], (row["CPU-s"], row["its peak MB"]), textcoords="offset points", xytext=(5, 4))
+        axis.set(title=f"{side} x {side}", xlabel="CPU-seconds a picture", ylabel="peak over idle, MB")
+        axis.set_xlim(left=0)
+        axis.set_ylim(bottom=0)
+    figure.tight_layout()
+    figure.savefig(options.out / "engines.png", dpi=110)
+
+
+def bench_sizes(options: argparse.Namespace) -> None:
+    """Predicted and measured peak, and time, from 256 to 4096 pixels, batches 1 to 4, beside the plain run."""
+    from serve_app.memory import predict_peak_bytes
+
+    shapes = [(256, 256, 4), (512, 512, 1), (512, 512, 3), (768, 1024, 1), (1024, 1024, 1), (1024, 1024, 2)]
+    shapes += [(1536, 2048, 1), (2048, 2048, 1), (3072, 4096, 1)]
+    rows = []
+    for height, width, batch in shapes:
+        for precision, engine in (("fp32", "strips"), ("fp16", "strips-fp16")):
+            paintings = 3 if height * width * batch < 2e6 else 1
+            ours = in_fresh_processes(options, engine, "tcmalloc", height, width, batch, paintings)
+            predicted = predict_peak_bytes(height, width, batch, precision)  # type: ignore[arg-type]
+            row = {
+                "width x height": f"{width} x {height}",
+                "batch": batch,
+                "precision": precision,
+                "predicted MB": round(predicted / MB),
+                "measured MB": round(ours["peak"] / MB),
+                "over by": f"{(predicted - ours['peak']) / MB:+.0f} MB, {predicted / ours['peak'] - 1:+.1%}",
+                "s": ours["wall"],
+                "CPU-s": ours["cpu"],
+            }
+            is_plain_run_possible = precision == "fp32" and height * width * batch <= 4.2e6
+            plain = (
+                in_fresh_processes(options, "eager", "tcmalloc", height, width, batch, 1)
+                if is_plain_run_possible
+                else {}
+            )
+            row["plain MB"] = round(plain["peak"] / MB) if plain else ""
+            rows.append(row)
+            print(row, flush=True)
+    print()
+    print_table(rows)
+    write(options, "sizes", rows)
+    plot_sizes(options, rows, shapes)
+
+
+def plot_sizes(options: argparse.Namespace, rows: list[dict[str, Any]], shapes: list[tuple[int, int, int]]) -> None:
+    import matplotlib
+
+    matplotlib.use("agg")
+    import matplotlib.pyplot as plt
+
+    megapixels = {(f"{w} x {h}", b): h * w * b / 1e6 for h, w, b in shapes}
+    figure, axis = plt.subplots(figsize=(7, 5))
+    for precision, colour in (("fp32", "tab:red"), ("fp16", "tab:orange")):
+        chosen = [row for row in rows if row["precision"] == precision]
+        x = [megapixels[row["width x height"], row["batch"]] for row in chosen]
+        axis.plot(x, [row["measured MB"] for row in chosen], "o", color=colour, label=f"strips, {precision}: measured")
+        axis.plot(x, [row["predicted MB"] for row in chosen], "_", color=colour, markersize=14, label="predicted")
+    plain = [row for row in rows if row["plain MB"]]
+    x = [megapixels[row["width x height"], row["batch"]] for row in plain]
+    axis.plot(x, [row["plain MB"] for row in plain], "s", color="tab:blue", label="plain run, fp32")
+    axis.set(xscale="log", yscale="log", xlabel="megapixels in the batch", ylabel="peak over idle, MB")
+    axis.legend()
+    figure.tight_layout()
+    figure.savefig(options.out / "sizes.png", dpi=110)
+
+
+def prepare_onnx(options: argparse.Namespace) -> None:
+    options.scratch.mkdir(parents=True, exist_ok=True)
+    if {"onnxruntime", "openvino"} & set(options.engines) and not exported(options).exists():
+        script = "import sys; from serve_app.cli import main; sys.exit(main())"
+        command = [sys.executable, "-c", script, "export", options.style, "--onnx", str(exported(options))]
+        subprocess.run(command, check=True, cwd=ROOT, stdout=subprocess.DEVNULL)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    def command(name: str, run: Callable[[argparse.Namespace], None]) -> argparse.ArgumentParser:
+        made = commands.add_parser(name, help=run.__doc__)
+        made.set_defaults(run=run)
+        made.add_argument("--style", default="toon")
+        made.add_argument("--threads", type=int, default=os.cpu_count())
+        made.add_argument("--repeats", type=int, default=5, help="fresh processes for each figure")
+        made.add_argument("--out", type=Path, default=ROOT / "docs" / "benchmarks")
+        made.add_argument("--scratch", type=Path, default=ROOT / "runs" / "bench")
+        return made
+
+    engines = command("engines", bench_engines)
+    engines.add_argument("--sides", type=int, nargs="+", default=[512, 1024])
+    engines.add_argument("--engines", nargs="+", default=ENGINES, choices=ENGINES)
+    command("sizes", bench_sizes)
+    child = command("measure", measure)
+    child.add_argument("--engine", required=True, choices=list(ENGINE_MAKERS))
+    for name in ("height", "width", "batch", "paintings"):
+        child.add_argument(f"--{name}", type=int, default=1)
+    options = parser.parse_args()
+    options.run(options)
+
+
+if __name__ == "__main__":
+    main()
