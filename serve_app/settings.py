@@ -70,9 +70,11 @@ class CodecSettings(StrictModel):
 
     Attributes:
         max_pixels: of a photograph as its header states it, before anything is decoded.
+        memory_bytes: that all decodes under way in one replica may take; others wait. As 600MB or 1GiB.
     """
 
     max_pixels: PositiveInt = 64_000_000
+    memory_bytes: Annotated[ByteSize, Field(gt=0)] = ByteSize(1280 * MIB)
 
 
 class StylizerSettings(StrictModel):

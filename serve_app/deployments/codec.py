@@ -8,6 +8,7 @@ from serve_app.decode import decode
 from serve_app.encode import encode
 from serve_app.errors import RequestError
 from serve_app.frames import Order, Photo, Picture
+from serve_app.memory import Room
 from serve_app.settings import CodecSettings, PictureFormat, load_settings
 
 
@@ -20,13 +21,15 @@ class Codec:
 
     def __init__(self) -> None:
         self.settings = CodecSettings()
+        self.room = Room(self.settings.memory_bytes)
 
     def reconfigure(self, user_config: dict[str, Any]) -> None:
         self.settings = load_settings(CodecSettings, user_config, "Codec.user_config")
+        self.room.total_bytes = self.settings.memory_bytes
 
     def decode(self, data: bytes, order: Order) -> Photo | RequestError:
         try:
-            return decode(data, order, self.settings.max_pixels)
+            return decode(data, order, self.settings.max_pixels, self.room)
         except RequestError as refusal:
             return refusal
 

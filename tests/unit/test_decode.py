@@ -1,16 +1,20 @@
 import io
 import struct
+import subprocess
+import sys
+import textwrap
 import zlib
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import ExifTags, Image, ImageCms, ImageOps
-from shared import SHARED, files_of, name_of, needs_shared
+from shared import ROOT, SHARED, files_of, name_of, needs_shared
 
 from serve_app.decode import decode, sniff
 from serve_app.errors import BrokenImage, RequestError, TooManyPixels, TooSmall, UnsupportedFormat
 from serve_app.frames import Order, Photo
+from serve_app.memory import Room
 
 MAX_PIXELS = 64_000_000
 ORDER = Order("toon", max_side=1024, multiple=1, format="jpeg")
@@ -260,3 +264,79 @@ def test_every_hostile_file_is_refused_or_decodes_as_the_index_says(path: Path) 
         assert photo.frame.shape[2] == 3
         return
     assert 400 <= refusal.status < 500
+
+
+LARGE: dict[str, tuple[str, str, dict[str, object]]] = {
+    "baseline": ("RGB", "JPEG", {}),
+    "progressive": ("RGB", "JPEG", {"progressive": True, "subsampling": 0}),
+    "cmyk": ("CMYK", "JPEG", {"progressive": True}),
+    "rgb": ("RGB", "PNG", {"compress_level": 1}),
+    "rgba": ("RGBA", "PNG", {"compress_level": 1}),
+    "la": ("LA", "PNG", {"compress_level": 1}),
+    "palette": ("P", "PNG", {"compress_level": 1}),
+    "see-through palette": ("P", "PNG", {"compress_level": 1, "transparency": 3}),
+    "bits": ("1", "PNG", {"compress_level": 1}),
+    "16 bits": ("I;16", "PNG", {"compress_level": 1}),
+    "float": ("F", "TIFF", {}),
+    "gif": ("P", "GIF", {}),
+    "bmp": ("RGB", "BMP", {}),
+    "webp": ("RGB", "WEBP", {"method": 0}),
+    "avif": ("RGB", "AVIF", {"speed": 10}),
+    "see-through avif": ("RGBA", "AVIF", {"speed": 10}),
+}
+
+
+@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="only Linux tells a process's peak")
+@pytest.mark.parametrize("kind", LARGE)
+def test_decoding_takes_no_more_than_its_header_foretells(kind: str, tmp_path: Path) -> None:
+    mode, format, options = LARGE[kind]
+    large = Image.effect_noise((400, 300), 90).convert("RGB").resize((4000, 3000))
+    if mode == "I;16":
+        large = Image.fromarray(np.asarray(large.convert("L")).astype(np.uint16) * 257)
+    path = tmp_path / "large"
+    path.write_bytes(save(large if mode == "I;16" else large.convert(mode), format, **options))
+    script = f"""
+        from pathlib import Path
+        from serve_app.decode import decode, open_image, predict_decode_bytes
+        from serve_app.frames import Order
+
+        def status(key):
+            line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(key))
+            return int(line.split()[1]) * 1024
+
+        data = Path({str(path)!r}).read_bytes()
+        predicted = predict_decode_bytes(open_image(data), 1024)
+        idle = status("VmRSS")
+        Path("/proc/self/clear_refs").write_text("5")
+        decode(data, Order("toon", max_side=1024, multiple=4, format="jpeg"), 64_000_000)
+        print(status("VmHWM") - idle, predicted)
+    """
+    run = subprocess.run([sys.executable, "-c", textwrap.dedent(script)], cwd=ROOT, capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr
+    measured, predicted = map(int, run.stdout.split())
+    assert measured <= predicted
+    assert predicted <= 2 * measured + 20_000_000  # and not a wild guess either
+
+
+def test_decode_that_takes_more_than_there_is_is_refused_before_decoding() -> None:
+    data = save(picture(600, 800, "RGBA"), "PNG")
+    room = Room(12_000_000)
+    with pytest.raises(TooManyPixels) as caught:
+        decode(data[: len(data) // 2], ORDER, MAX_PIXELS, room)  # decoded, it would be broken
+    assert str(caught.value) == (
+        f"Decoding this 800 x 600 PNG takes {caught.value.actual / 1e6:,.0f} MB, and 12 MB are set aside for it here. "
+        "Send it smaller, or as a baseline JPEG."
+    )
+    assert caught.value.limit == 12_000_000
+    with pytest.raises(BrokenImage):
+        decode(data[: len(data) // 2], ORDER, MAX_PIXELS, Room(100_000_000))
+
+
+def test_bytes_of_a_decode_are_given_back_whatever_became_of_it() -> None:
+    data = save(picture(), "PNG")
+    room = Room(30_000_000)
+    decode(data, ORDER, MAX_PIXELS, room)
+    with pytest.raises(BrokenImage):
+        decode(data[:-200], ORDER, MAX_PIXELS, room)
+    with room.taken(30_000_000):
+        pass

@@ -3,6 +3,9 @@
 import subprocess
 import sys
 import textwrap
+import threading
+import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -14,6 +17,7 @@ from serve_app.memory import (
     LAYERS,
     MIN_ROWS,
     OVERHEAD,
+    Room,
     fitting_rows,
     largest_side,
     predict_peak_bytes,
@@ -120,3 +124,56 @@ def test_prediction_is_never_below_what_painting_takes(
 
 def test_every_allocator_has_its_overhead() -> None:
     assert set(OVERHEAD) == {"cuda", "tcmalloc", "jemalloc", "mimalloc", "system"}
+
+
+def enter(room: Room, count: int, inside: list[int], leave: threading.Event) -> threading.Thread:
+    def work() -> None:
+        with room.taken(count):
+            inside.append(count)
+            leave.wait(10)
+
+    thread = threading.Thread(target=work, daemon=True)
+    thread.start()
+    return thread
+
+
+def becomes(condition: Callable[[], bool]) -> bool:
+    deadline = time.monotonic() + 5
+    while not condition() and time.monotonic() < deadline:
+        time.sleep(0.005)
+    return condition()
+
+
+def test_room_lets_in_what_fits_and_the_rest_in_order() -> None:
+    room = Room(100)
+    inside: list[int] = []
+    doors = [threading.Event() for _ in range(4)]
+    threads = []
+    for count, door in zip((60, 40, 50, 10), doors, strict=True):
+        threads.append(enter(room, count, inside, door))
+        time.sleep(0.05)
+    assert inside == [60, 40]  # 10 would fit no sooner than 50, which came first
+    doors[1].set()
+    time.sleep(0.1)
+    assert inside == [60, 40]
+    doors[0].set()
+    assert becomes(lambda: len(inside) == 4)
+    assert inside[2:] == [50, 10]
+    for thread, door in zip(threads, doors, strict=True):
+        door.set()
+        thread.join(5)
+    with room.taken(100):
+        pass
+
+
+def test_room_lets_in_alone_what_is_larger_than_it() -> None:
+    with Room(10).taken(1000):
+        pass
+
+
+def test_room_is_given_back_by_work_that_fails() -> None:
+    room = Room(10)
+    with pytest.raises(ValueError, match="broken"), room.taken(10):
+        raise ValueError("broken")
+    with room.taken(10):
+        pass
