@@ -1,4 +1,4 @@
-"""Figures, each measured in fresh processes of one run: `scripts/bench.py engines` and `scripts/bench.py sizes`.
+"""Figures, each of fresh processes in one run: `scripts/bench.py engines`, `sizes`, `ladder`, `soak` and `profile`.
 
 Peak is the process's VmHWM over its idle VmRSS, once the model is loaded and has painted one 64 x 64 picture. Time is
 the median of the paintings after the first, as a service paints many. Each command prints a table, and writes it with
@@ -34,6 +34,19 @@ ALLOCATORS: dict[str, dict[str, str]] = {
     "tcmalloc": {"LD_PRELOAD": "libtcmalloc_minimal.so.4"},
     "jemalloc": {"LD_PRELOAD": "libjemalloc.so.2"},
 }
+JOBS = 5  # of the article's queue
+RUNGS = [  # (rung, engine, allocator, height, width, the article's MB and seconds on a T4 for 1024 x 1024)
+    ("original, with gradients", "original", "glibc", 1200, 1600, "1200 MB, 1.8 s"),
+    ("no_grad + eval", "eager-nchw", "glibc", 1200, 1600, "1000 MB, 1.6 s"),
+    ("1024-pixel limit", "eager-nchw", "glibc", 768, 1024, "800 MB, 1.4 s"),
+    ("cache clearing", "clearing", "glibc", 768, 1024, "750 MB, 1.4 s"),
+    ("TorchScript", "trace", "glibc", 768, 1024, "680 MB, 1.2 s"),
+    ("queue, five at once", "queue", "glibc", 768, 1024, "650 MB, 1.2 s"),
+    ("ours: tcmalloc and strips", "strips", "tcmalloc", 768, 1024, ""),
+    ("ours: 16-bit storage", "strips-fp16", "tcmalloc", 768, 1024, ""),
+    ("ours: bf16 arithmetic", "strips-bf16", "tcmalloc", 768, 1024, ""),
+    ("ours, without the limit", "strips", "tcmalloc", 1200, 1600, ""),
+]
 ENGINES = ["eager", "eager-nchw", "trace", "compile", "onnxruntime", "openvino", "strips", "strips-fp16", "strips-bf16"]
 
 
@@ -180,6 +193,28 @@ def openvino_engine(options: argparse.Namespace) -> Paint:
     return lambda *size: model({"photo": numpy_photo(*size)})
 
 
+def clearing(paint: Paint) -> Paint:
+    """The article's ritual: caches are emptied after each inference."""
+    from serve_app.stylize import release_memory
+
+    def run(batch: int, height: int, width: int) -> None:
+        paint(batch, height, width)
+        release_memory()
+
+    return run
+
+
+def queue(paint: Paint) -> Paint:
+    """Five jobs that arrive at once, painted one after another; counted for one picture by `bench_ladder`."""
+
+    def run(batch: int, height: int, width: int) -> None:
+        waiting = [frames_of(batch, height, width) for _ in range(JOBS)]
+        for _ in waiting:
+            paint(batch, height, width)
+
+    return run
+
+
 ENGINE_MAKERS: dict[str, Callable[[argparse.Namespace], Paint]] = {
     "original": torch_engine(lambda generator: generator, channels_last=False, grad=True),
     "eager": torch_engine(lambda generator: generator),
@@ -191,6 +226,8 @@ ENGINE_MAKERS: dict[str, Callable[[argparse.Namespace], Paint]] = {
     "strips": strips_engine("fp32"),
     "strips-fp16": strips_engine("fp16"),
     "strips-bf16": strips_engine("bf16"),
+    "clearing": lambda options: clearing(ENGINE_MAKERS["eager-nchw"](options)),
+    "queue": lambda options: queue(ENGINE_MAKERS["trace"](options)),
 }
 
 
@@ -394,6 +431,119 @@ def plot_sizes(options: argparse.Namespace, rows: list[dict[str, Any]], shapes: 
     figure.savefig(options.out / "sizes.png", dpi=110)
 
 
+def bench_ladder(options: argparse.Namespace) -> None:
+    """One 1600 x 1200 photograph, from the original with gradients to ours, beside the article's figures."""
+    rows = []
+    for rung, engine, allocator, height, width, article in RUNGS:
+        figures = in_fresh_processes(options, engine, allocator, height, width)
+        jobs = JOBS if engine == "queue" else 1
+        row = {
+            "rung": rung,
+            "painted at": f"{width} x {height}",
+            "peak MB": round(figures["later_peak"] / MB) if figures["peak"] > 0 else "does not fit",
+            "s": figures["wall"] / jobs,
+            "CPU-s": figures["cpu"] / jobs,
+            "the article, T4": article,
+        }
+        rows.append(row)
+        print(row, flush=True)
+    print()
+    print_table(rows)
+    write(options, "ladder", rows)
+    plot_ladder(options, rows)
+
+
+def plot_ladder(options: argparse.Namespace, rows: list[dict[str, Any]]) -> None:
+    import matplotlib
+
+    matplotlib.use("agg")
+    import matplotlib.pyplot as plt
+
+    figure, (left, right) = plt.subplots(1, 2, figsize=(11, 4.5), sharey=True)
+    names = [f"{row['rung']} ({row['painted at']})" for row in rows]
+    colours = ["tab:red" if name.startswith("ours") else "tab:blue" for name in names]
+    left.barh(names, [row["peak MB"] if row["peak MB"] != "does not fit" else 0 for row in rows], color=colours)
+    right.barh(names, [row["s"] for row in rows], color=colours)
+    left.set(xlabel="peak over idle, MB")
+    right.set(xlabel="seconds")
+    left.invert_yaxis()
+    figure.tight_layout()
+    figure.savefig(options.out / "ladder.png", dpi=110)
+
+
+def bench_profile(options: argparse.Namespace) -> None:
+    """Where one painting's time and memory go: torch.profiler, tracemalloc, and on CUDA a memory snapshot."""
+    import tracemalloc
+
+    import torch
+    from torch.profiler import ProfilerActivity, profile
+
+    torch.set_num_threads(options.threads)
+    paint = ENGINE_MAKERS[options.engine](options)
+    size = 1, options.side, options.side
+    paint(*size)
+    has_cuda = torch.cuda.is_available()
+    if has_cuda:
+        torch.cuda.memory._record_memory_history()
+    activities = [ProfilerActivity.CPU] + ([ProfilerActivity.CUDA] if has_cuda else [])
+    with profile(activities=activities, profile_memory=True) as profiled:
+        paint(*size)
+    averages = profiled.key_averages()
+    print(averages.table(sort_by="self_cpu_time_total", row_limit=15, max_name_column_width=40))
+    options.out.mkdir(parents=True, exist_ok=True)
+    profiled.export_chrome_trace(str(options.out / "trace.json"))
+    tracemalloc.start()
+    paint(*size)
+    _, peak = tracemalloc.get_traced_memory()
+    print(f"Python objects and NumPy arrays of one painting: {peak / MB:.1f} MB at most; the largest:")
+    for line in tracemalloc.take_snapshot().statistics("lineno")[:5]:
+        print(f"  {line}")
+    if has_cuda:
+        torch.cuda.memory._dump_snapshot(str(options.out / "cuda-memory.pickle"))
+        print(f"CUDA memory: {options.out / 'cuda-memory.pickle'}, for pytorch.org/memory_viz")
+    else:
+        print("CUDA memory: no CUDA device here")
+    print(f"the trace, for chrome://tracing or Perfetto: {options.out / 'trace.json'}")
+
+
+def bench_soak(options: argparse.Namespace) -> None:
+    """Mixed sizes, formats and aborted uploads through the real service; the private memory of each process."""
+    from soak import Soak, slopes
+
+    soak = Soak(options.requests, options.scratch)
+    soak.run()
+    print(dict(soak.outcomes))
+    figures = slopes(soak.samples)
+    rows = [
+        {
+            "process": name,
+            "first MB": round(soak.samples[0][name] / MB),
+            "last MB": round(soak.samples[-1][name] / MB),
+            "most MB": round(max(sample[name] for sample in soak.samples) / MB),
+            "last quarter, MB per 100 requests": slope,
+        }
+        for name, slope in figures.items()
+    ]
+    print_table(rows)
+    write(options, "soak", rows, outcomes=dict(soak.outcomes), samples=soak.samples)
+    plot_soak(options, soak.samples, list(figures))
+
+
+def plot_soak(options: argparse.Namespace, samples: list[dict[str, Any]], names: list[str]) -> None:
+    import matplotlib
+
+    matplotlib.use("agg")
+    import matplotlib.pyplot as plt
+
+    figure, axis = plt.subplots(figsize=(9, 4.5))
+    for name in names:
+        axis.plot([s["requests"] for s in samples], [s[name] / MB for s in samples], label=name)
+    axis.set(xlabel="requests", ylabel="private memory, MB", ylim=(0, None))
+    axis.legend()
+    figure.tight_layout()
+    figure.savefig(options.out / "soak.png", dpi=110)
+
+
 def prepare_onnx(options: argparse.Namespace) -> None:
     options.scratch.mkdir(parents=True, exist_ok=True)
     if {"onnxruntime", "openvino"} & set(options.engines) and not exported(options).exists():
@@ -420,6 +570,12 @@ def main() -> None:
     engines.add_argument("--sides", type=int, nargs="+", default=[512, 1024])
     engines.add_argument("--engines", nargs="+", default=ENGINES, choices=ENGINES)
     command("sizes", bench_sizes)
+    command("ladder", bench_ladder)
+    profiled = command("profile", bench_profile)
+    profiled.set_defaults(out=ROOT / "runs" / "profile")
+    profiled.add_argument("--engine", default="strips", choices=list(ENGINE_MAKERS))
+    profiled.add_argument("--side", type=int, default=512)
+    command("soak", bench_soak).add_argument("--requests", type=int, default=2000)
     child = command("measure", measure)
     child.add_argument("--engine", required=True, choices=list(ENGINE_MAKERS))
     for name in ("height", "width", "batch", "paintings"):

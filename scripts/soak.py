@@ -1,0 +1,144 @@
+"""Thousands of mixed requests through the real service, and the memory of its processes; for `bench.py soak`."""
+
+import io
+import random
+import re
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psutil
+import requests
+import yaml
+from PIL import Image
+
+ROOT = Path(__file__).resolve().parent.parent
+CLIENTS = 4
+SAMPLE_EVERY = 20  # requests
+ABORTED = 0.05  # of the uploads, broken off half-way
+BROKEN = 0.02  # of the uploads, cut short
+FORMATS = ["JPEG", "PNG", "WEBP"]
+ANSWERS = ["jpeg", "webp", "png"]
+TITLE = re.compile(r"ray::ServeReplica:animegan:(\w+)|ray::(ProxyActor|ServeController)")
+
+
+class Soak:
+    """A service of its own, started from configs/local.yaml on a free port.
+
+    Args:
+        count: requests to send.
+        folder: for the config and the service's console.
+    """
+
+    def __init__(self, count: int, folder: Path) -> None:
+        self.count = count
+        self.folder = folder
+        self.outcomes: Counter[str] = Counter()
+        self.samples: list[dict[str, Any]] = []
+        self._sent = 0
+        self._lock = threading.Lock()
+
+    def run(self) -> None:
+        self.folder.mkdir(parents=True, exist_ok=True)
+        config = yaml.safe_load((ROOT / "configs" / "local.yaml").read_text())
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            port = config["http_options"]["port"] = probe.getsockname()[1]
+        path = self.folder / "soak.yaml"
+        path.write_text(yaml.safe_dump(config))
+        self.address = ("127.0.0.1", port)
+        with (self.folder / "soak.log").open("w+") as log:
+            command = [
+                sys.executable,
+                "-c",
+                "import sys; from serve_app.cli import main; sys.exit(main())",
+                "run",
+                path,
+            ]
+            service = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, cwd=ROOT)
+            try:
+                while "ready:" not in (self.folder / "soak.log").read_text():
+                    if service.poll() is not None:
+                        raise SystemExit(f"the service did not start; see {self.folder / 'soak.log'}")
+                    time.sleep(0.5)
+                self._send_all(psutil.Process(service.pid))
+            finally:
+                service.send_signal(signal.SIGINT)
+                service.wait(120)
+
+    def _send_all(self, service: psutil.Process) -> None:
+        processes = {name: process for process in service.children(recursive=True) if (name := role(process))}
+        began = time.monotonic()
+        with ThreadPoolExecutor(CLIENTS) as clients:
+            for done, outcome in enumerate(clients.map(self._send, range(self.count)), 1):
+                self.outcomes[outcome] += 1
+                if done % SAMPLE_EVERY == 0:
+                    figures = {name: private_bytes(process) for name, process in processes.items()}
+                    self.samples.append({"requests": done, "s": time.monotonic() - began} | figures)
+                    if done % (10 * SAMPLE_EVERY) == 0:
+                        megabytes = {name: round(value / 1e6) for name, value in figures.items()}
+                        print(f"{done} requests, {time.monotonic() - began:.0f} s: {megabytes}", flush=True)
+
+    def _send(self, number: int) -> str:
+        chance = random.Random(number)
+        side = 1024 if chance.random() < 0.1 else chance.randint(128, 640)
+        height, width = side, max(side * chance.randint(60, 100) // 100, 64)
+        if chance.random() < 0.5:
+            height, width = width, height
+        photo = photograph(number, height, width, chance.choice(FORMATS))
+        kind = chance.random()
+        if kind < ABORTED:
+            self._abort(photo)
+            return "aborted"
+        if kind < ABORTED + BROKEN:
+            photo = photo[: len(photo) // 2]
+        url = f"http://{self.address[0]}:{self.address[1]}/v1/stylize?format={chance.choice(ANSWERS)}"
+        with suppress(requests.RequestException):
+            return str(requests.post(url, data=photo, timeout=300).status_code)
+        return "failed"
+
+    def _abort(self, photo: bytes) -> None:
+        with socket.create_connection(self.address) as connection:
+            head = f"POST /v1/stylize HTTP/1.1\r\nHost: soak\r\nContent-Length: {len(photo)}\r\n\r\n"
+            connection.sendall(head.encode() + photo[: len(photo) // 2])
+
+
+def photograph(seed: int, height: int, width: int, format: str) -> bytes:
+    """Smooth patches of random colours: compresses and paints like a photograph."""
+    patches = np.random.default_rng(seed).integers(0, 256, (9, 12, 3), np.uint8)
+    buffer = io.BytesIO()
+    Image.fromarray(patches).resize((width, height), Image.Resampling.BICUBIC).save(buffer, format)
+    return buffer.getvalue()
+
+
+def role(process: psutil.Process) -> str | None:
+    with suppress(psutil.Error):
+        if found := TITLE.search(" ".join(process.cmdline())):
+            return found[1] or found[2]
+    return None
+
+
+def private_bytes(process: psutil.Process) -> int:
+    """USS without Ray's object store, whose pages count as private to whoever maps them alone."""
+    return sum(
+        region.private_clean + region.private_dirty
+        for region in process.memory_maps(grouped=True)
+        if not region.path.startswith("/dev/shm")
+    )
+
+
+def slopes(samples: list[dict[str, Any]]) -> dict[str, float]:
+    """MB for each 100 requests over the last quarter of the samples, by process: least squares."""
+    last = samples[-len(samples) // 4 :]
+    requests_sent = [sample["requests"] for sample in last]
+    names = [name for name in samples[0] if name not in ("requests", "s")]
+    return {name: float(np.polyfit(requests_sent, [s[name] for s in last], 1)[0]) * 100 / 1e6 for name in names}
