@@ -13,7 +13,8 @@ from serve_app.frames import Size
 from serve_app.settings import MIB, MIN_SIDE, Precision
 
 STRIP_BYTES = 4 * MIB  # of 64 float32 channels at full size: stays in a CPU's cache, and calls cost nothing beside it
-MIN_ROWS, MAX_ROWS = 4, 64  # of a strip at full size; halved twice on the way to a quarter
+MIN_ROWS, MAX_ROWS = 16, 64  # of a strip at full size; halved on the way to a quarter
+LEAST_ROWS = 4  # where the budget asks for them, at the price of time
 
 BYTES = {"fp32": 4, "fp16": 2, "bf16": 2}
 WORKING_BYTES = 4  # a value in a strip: 16-bit pictures are normalised, and mostly convolved, in float32
@@ -102,9 +103,9 @@ def fitting_rows(
     """Rows of the tallest strips that keep a batch within the budget; None where even the lowest do not."""
     rows = strip_rows(height, width, batch)
     while predict_peak_bytes(height, width, batch, precision, rows, allocator) > memory_bytes:
-        if rows == MIN_ROWS:
+        if rows == LEAST_ROWS:
             return None
-        rows = max(rows // 8 * 4, MIN_ROWS)
+        rows = max(rows // 8 * 4, LEAST_ROWS)
     return rows
 
 

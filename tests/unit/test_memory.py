@@ -15,7 +15,7 @@ from torch import nn
 from serve_app.generator import Generator
 from serve_app.memory import (
     LAYERS,
-    MIN_ROWS,
+    LEAST_ROWS,
     OVERHEAD,
     Room,
     fitting_rows,
@@ -36,7 +36,7 @@ def test_layers_are_the_generators_convolutions_in_order() -> None:
 
 @pytest.mark.parametrize(
     ("height", "width", "batch", "rows"),
-    [(1024, 1024, 1, 16), (1024, 1024, 2, 8), (3072, 4096, 1, 4), (512, 512, 1, 32), (64, 64, 1, 64), (9, 9, 1, 12)],
+    [(1024, 1024, 1, 16), (1024, 1024, 2, 16), (3072, 4096, 1, 16), (512, 512, 1, 32), (64, 64, 1, 64), (9, 9, 1, 12)],
 )
 def test_strips_hold_a_fixed_number_of_bytes(height: int, width: int, batch: int, rows: int) -> None:
     assert strip_rows(height, width, batch) == rows
@@ -52,12 +52,12 @@ def test_prediction_grows_with_the_picture_the_batch_and_the_precision() -> None
 
 def test_lower_strips_are_taken_where_the_budget_asks_for_them() -> None:
     tall = predict_peak_bytes(512, 512, 1, "fp32")
-    low = predict_peak_bytes(512, 512, 1, "fp32", MIN_ROWS)
+    low = predict_peak_bytes(512, 512, 1, "fp32", LEAST_ROWS)
     assert fitting_rows(512, 512, 1, "fp32", tall, "tcmalloc") == strip_rows(512, 512, 1)
     rows = fitting_rows(512, 512, 1, "fp32", tall - 1, "tcmalloc")
     assert rows is not None
-    assert MIN_ROWS <= rows < strip_rows(512, 512, 1)
-    assert fitting_rows(512, 512, 1, "fp32", low, "tcmalloc") == MIN_ROWS
+    assert LEAST_ROWS <= rows < strip_rows(512, 512, 1)
+    assert fitting_rows(512, 512, 1, "fp32", low, "tcmalloc") == LEAST_ROWS
     assert fitting_rows(512, 512, 1, "fp32", low - 1, "tcmalloc") is None
 
 
