@@ -6,11 +6,8 @@ machine, date and command as JSON, and a plot as PNG, under --out.
 """
 
 import argparse
-import datetime
 import json
 import os
-import platform
-import shlex
 import statistics
 import subprocess
 import sys
@@ -19,10 +16,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from reporting import MB, print_table, write
+
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-MB = 1e6
 GLIBC_TUNED = {
     "MALLOC_ARENA_MAX": "1",
     "MALLOC_MMAP_THRESHOLD_": "4294967296",
@@ -243,7 +241,7 @@ def in_fresh_processes(
     batch: int = 1,
     paintings: int = 3,
 ) -> dict[str, float]:
-    """Medians of `--repeats` fresh processes; NaN where the engine failed."""
+    """Medians of `--repeats` fresh processes, and the `most` that any of them took; NaN where the engine failed."""
     command = [sys.executable, __file__, "measure", "--engine", engine, "--style", options.style]
     command += ["--threads", str(options.threads), "--scratch", str(options.scratch), "--paintings", str(paintings)]
     command += ["--height", str(height), "--width", str(width), "--batch", str(batch)]
@@ -255,9 +253,10 @@ def in_fresh_processes(
             print(
                 f"  {engine} on {allocator} failed: {(done.stderr.strip().splitlines() or ['?'])[-1]}", file=sys.stderr
             )
-            return dict.fromkeys(("peak", "later_peak", "wall", "cpu"), float("nan"))
+            return dict.fromkeys(("peak", "later_peak", "wall", "cpu", "most"), float("nan"))
         results.append(json.loads(done.stdout.splitlines()[-1]))
-    return {key: statistics.median(result[key] for result in results) for key in results[0]}
+    medians = {key: statistics.median(result[key] for result in results) for key in results[0]}
+    return medians | {"most": max(result["later_peak"] for result in results)}
 
 
 def available_allocators() -> list[str]:
@@ -268,21 +267,6 @@ def available_allocators() -> list[str]:
         if not check.stderr:
             found.append(name)
     return found
-
-
-def machine() -> dict[str, Any]:
-    import torch
-
-    model = next(
-        (line.split(":")[1].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in line),
-        platform.processor(),
-    )
-    return {
-        "date": datetime.date.today().isoformat(),
-        "machine": f"{os.cpu_count()} cores {model}, {torch.backends.cpu.get_cpu_capability()}",
-        "torch": torch.__version__,
-        "command": shlex.join(["scripts/bench.py", *sys.argv[1:]]),
-    }
 
 
 def convolution_rate(threads: int) -> float:
@@ -299,23 +283,6 @@ def convolution_rate(threads: int) -> float:
             torch.nn.functional.conv2d(x, weight)
             best = min(best, time.perf_counter() - began)
     return 2 * 512 * 512 * 64 * 64 * 9 / best
-
-
-def write(options: argparse.Namespace, name: str, rows: list[dict[str, Any]], **more: Any) -> None:
-    options.out.mkdir(parents=True, exist_ok=True)
-    path = options.out / f"{name}.json"
-    path.write_text(json.dumps(machine() | more | {"rows": rows}, indent=1) + "\n")
-    print(f"\nwrote {path}")
-
-
-def print_table(rows: list[dict[str, Any]]) -> None:
-    """As Markdown, ready for docs/benchmarks.md."""
-    heads = list(rows[0])
-    print("| " + " | ".join(heads) + " |\n|" + " --- |" * len(heads))
-    for row in rows:
-        print(
-            "| " + " | ".join(f"{cell:,.2f}" if isinstance(cell, float) else str(cell) for cell in row.values()) + " |"
-        )
 
 
 def bench_engines(options: argparse.Namespace) -> None:
@@ -373,11 +340,14 @@ def plot_engines(options: argparse.Namespace, rows: list[dict[str, Any]]) -> Non
 
 
 def bench_sizes(options: argparse.Namespace) -> None:
-    """Predicted and measured peak, and time, from 256 to 4096 pixels, batches 1 to 4, beside the plain run."""
+    """Predicted and measured peak, and time, from 256 to 4096 pixels, batches 1 to 4, beside the plain run.
+
+    Measured is the most that any of the processes took in any of its paintings: a prediction must hold for all.
+    """
     from serve_app.memory import predict_peak_bytes
 
-    shapes = [(256, 256, 4), (512, 512, 1), (512, 512, 3), (768, 1024, 1), (1024, 1024, 1), (1024, 1024, 2)]
-    shapes += [(1536, 2048, 1), (2048, 2048, 1), (3072, 4096, 1)]
+    shapes = [(256, 256, 1), (256, 256, 4), (512, 512, 1), (512, 512, 2), (768, 1024, 1), (1024, 1024, 1)]
+    shapes += [(1024, 1024, 3), (1536, 2048, 1), (2048, 2048, 1), (3072, 4096, 1)]
     rows = []
     for height, width, batch in shapes:
         for precision, engine in (("fp32", "strips"), ("fp16", "strips-fp16")):
@@ -389,8 +359,8 @@ def bench_sizes(options: argparse.Namespace) -> None:
                 "batch": batch,
                 "precision": precision,
                 "predicted MB": round(predicted / MB),
-                "measured MB": round(ours["peak"] / MB),
-                "over by": f"{(predicted - ours['peak']) / MB:+.0f} MB, {predicted / ours['peak'] - 1:+.1%}",
+                "measured MB": round(ours["most"] / MB),
+                "over by": f"{(predicted - ours['most']) / MB:+.0f} MB, {predicted / ours['most'] - 1:+.1%}",
                 "s": ours["wall"],
                 "CPU-s": ours["cpu"],
             }

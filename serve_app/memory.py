@@ -38,6 +38,11 @@ class LayerSize:
     waiting_before: int = 0  # channels of residual that stand when it begins, at the scale it reads
     waiting_after: int = 0
 
+    @property
+    def is_fast(self) -> bool:
+        """Whether rows are made in phases from sums and copies of the window (`convolution`)."""
+        return self.read >= 64 and self.stride == 1 and self.kernel > 1
+
 
 FIRST_INVERTED = [
     LayerSize(128, 4, 256, 4),
@@ -133,9 +138,11 @@ def layer_bytes(layer: LayerSize, height: int, width: int, rows: int, stored: in
     made_rows = rows if layer.made_scale < 4 else rows // 2
     read_rows = made_rows * layer.stride if layer.made_scale >= layer.read_scale else made_rows // 2
     window = (read_rows + layer.kernel) * (read_width + layer.kernel) * max(layer.read, 3) * WORKING_BYTES
-    chunk = made_rows * made_width * layer.made * (stored + (WORKING_BYTES if stored < WORKING_BYTES else 0))
+    made = made_rows * made_width * layer.made
+    chunk = made * (stored + (WORKING_BYTES if stored < WORKING_BYTES else 0))
     unread = read_rows * read_width * layer.read * stored
-    return max(before, after) + window + chunk + unread
+    fast = window + made * WORKING_BYTES // 2 if layer.is_fast else 0  # its planes by phase, and one that is added up
+    return max(before, after) + window + chunk + unread + fast
 
 
 class Room:

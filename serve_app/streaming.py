@@ -8,6 +8,7 @@ padding and resizing happen too. No padded, resized or normalised picture ever e
 Pictures are (N, H, W, C) here, which is what torch calls channels_last.
 """
 
+import itertools
 from collections import deque
 from collections.abc import Callable, Iterator
 from typing import Protocol, cast
@@ -16,6 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from serve_app.convolution import Chunk, Doubled, choose_convolution
 from serve_app.generator import SLOPE, ConvNormLReLU, Generator, InvertedResidual, Pads
 from serve_app.settings import ResizeMode
 
@@ -47,25 +49,25 @@ class Frames:
 class Layer:
     """What one layer convolved, in chunks of rows that go as they are read; read with its norm applied.
 
-    A chunk is one plane (N, rows, W, C), or two: then its even rows are the first plane's, its odd rows the second's.
+    A chunk's planes hold its rows and columns by phase: with two phases of rows, the first plane has its even rows.
     """
 
     def __init__(self, height: int, width: int, channels: int, storage: torch.dtype) -> None:
         self.height, self.width, self.channels = height, width, channels
         self._storage = storage
-        self._chunks: deque[list[Tensor]] = deque()
+        self._chunks: deque[Chunk] = deque()
         self._sums: Tensor | None = None  # (2, N) float64: of values, of their squares
         self._scale = self._shift = torch.empty(0)  # (N, 1, 1, C)
         self._is_activated = False
         self._read = 0  # rows of the first chunk
 
-    def append(self, *planes: Tensor) -> None:
-        for plane in planes:
+    def append(self, chunk: Chunk) -> None:
+        for plane in itertools.chain(*chunk):
             flat = plane.flatten(1)
             # float32 within a chunk, float64 between chunks: as exact as float64 throughout, without its copies.
             sums = torch.stack([flat.sum(1, dtype=torch.float32), squares(flat)]).double()
             self._sums = sums if self._sums is None else self._sums.add_(sums)
-        self._chunks.append([plane.to(self._storage) for plane in planes])
+        self._chunks.append([[plane.to(self._storage) for plane in planes] for planes in chunk])
 
     def normalised(self, norm: nn.GroupNorm, is_activated: bool = True) -> "Layer":
         """Ends the writing: the sums are complete, and rows may be read."""
@@ -80,26 +82,27 @@ class Layer:
     def take(self, rows: Tensor) -> None:
         done = 0
         while done < rows.shape[1]:
-            planes = self._chunks[0]
-            step = len(planes)
-            held = step * planes[0].shape[1]
+            chunk = self._chunks[0]
+            step = len(chunk)
+            held = sum(planes[0].shape[1] for planes in chunk)
             count = min(rows.shape[1] - done, held - self._read)
-            for phase, plane in enumerate(planes):
+            for phase, planes in enumerate(chunk):
                 first, last = ((row - phase + step - 1) // step for row in (self._read, self._read + count))
                 start = done + first * step + phase - self._read
-                self._write(plane[:, first:last], rows[:, start : done + count : step])
+                for column, plane in enumerate(planes):
+                    self._write(plane[:, first:last], rows[:, start : done + count : step, column :: len(planes)])
             done += count
             self._read += count
             if self._read == held:
                 self._chunks.popleft()
                 self._read = 0
+        if self._is_activated and rows.dtype == torch.float32:
+            F.leaky_relu_(rows, SLOPE)
 
     def _write(self, plane: Tensor, rows: Tensor) -> None:
         if rows.dtype == torch.float32:
             values = plane if plane.dtype == rows.dtype else rows.copy_(plane)
             torch.addcmul(self._shift, values, self._scale, out=rows)
-            if self._is_activated:
-                F.leaky_relu_(rows, SLOPE)
         else:  # one rounding to 16 bits, not one for each step
             values = torch.addcmul(self._shift, plane.float(), self._scale)
             rows.copy_(F.leaky_relu_(values, SLOPE) if self._is_activated else values)
@@ -205,18 +208,13 @@ class StripGenerator:
         self._resize: ResizeMode = resize
         self._storage = storage
         self._compute = compute
-        self._weights = {
-            module: self._placed(module.weight) for module in generator.modules() if isinstance(module, nn.Conv2d)
-        }
         growing = [cast(ConvNormLReLU, block[0]).conv for block in (generator.block_d, generator.block_e)]
-        self._doubling = {
-            conv: [self._placed(weight) for weight in doubling_weights(conv.weight)]
-            for conv in growing
-            if resize == "tf"
+        self._doubled = {conv: Doubled(conv.weight.detach(), compute) for conv in growing if resize == "tf"}
+        self._convolutions = {
+            conv: choose_convolution(conv.weight, conv.bias, conv.stride[0], conv.groups, compute)
+            for conv in generator.modules()
+            if isinstance(conv, nn.Conv2d) and conv not in self._doubled
         }
-
-    def _placed(self, weight: Tensor) -> Tensor:
-        return weight.detach().to(self._compute).contiguous(memory_format=torch.channels_last)
 
     @torch.inference_mode()
     def paint(self, frames: Tensor, rows: int) -> Tensor:
@@ -264,13 +262,11 @@ class StripGenerator:
         x = self._convolve(x, e[1], rows)
         x = self._convolve(x, e[2], rows)
         at = 0
+        last = self._convolutions[cast(nn.Conv2d, generator.out_layer[0])]
         for strip in self._strips(x, rows):
-            sink(at, self._conv(strip, cast(nn.Conv2d, generator.out_layer[0])).contiguous().tanh_())
+            (((plane,),),) = last(strip)
+            sink(at, plane.contiguous().tanh_())
             at += strip.shape[1]
-
-    def _conv(self, x: Tensor, conv: nn.Conv2d) -> Tensor:
-        bias = None if conv.bias is None else conv.bias.to(x.dtype)
-        return convolve(x, self._weights[conv], bias, conv.stride[0], conv.groups)
 
     def _convolve(self, source: Source, part: ConvNormLReLU, rows: int) -> Layer:
         """Pad, convolution, norm and activation."""
@@ -282,8 +278,10 @@ class StripGenerator:
             conv.out_channels,
             self._storage,
         )
+        convolution = self._convolutions[conv]
         for window in windows(source, self._like, part.pads, kernel, stride, rows):
-            layer.append(self._conv(window, conv))
+            for chunk in convolution(window):
+                layer.append(chunk)
         return layer.normalised(part.norm)
 
     def _grow(self, source: Source, size: tuple[int, int], part: ConvNormLReLU, rows: int) -> Layer:
@@ -291,28 +289,28 @@ class StripGenerator:
         height, width = size
         if self._resize != "tf":
             return self._convolve(Resized(source, height, width, self._resize == "align"), part, rows)
-        channels = part.conv.out_channels
-        layer = Layer(height, width, channels, self._storage)
-        even, odd = self._doubling[part.conv]
+        doubled = self._doubled[part.conv]
+        layer = Layer(height, width, part.conv.out_channels, self._storage)
         for window in windows(source, self._like, (1, 1, 1, 1), 3, 1, rows // 2, repeat_far_edge=True):
-            planes = convolve(window, even), convolve(window[:, 1:], odd)
-            layer.append(*(plane.reshape(*plane.shape[:2], width, channels) for plane in planes))
+            for chunk in doubled(window):
+                layer.append(chunk)
         return layer.normalised(part.norm)
 
     def _invert(self, source: Source, block: InvertedResidual, rows: int) -> Source:
         """An inverted residual block."""
         expand, depthwise = (cast(ConvNormLReLU, block.layers[i]) for i in (0, 1))
         project, norm = cast(nn.Conv2d, block.layers[2]), cast(nn.GroupNorm, block.layers[3])
+        expanding, projecting = self._convolutions[expand.conv], self._convolutions[project]
         kept = Kept()
         hidden = Layer(source.height, source.width, expand.conv.out_channels, self._storage)
         for strip in self._strips(source, rows):
-            hidden.append(self._conv(strip, expand.conv))
+            hidden.append(expanding(strip)[0])
             if block.is_residual:
                 kept.chunks.append(strip.to(self._storage))
         filtered = self._convolve(hidden.normalised(expand.norm), depthwise, rows)
         layer = Layer(source.height, source.width, project.out_channels, self._storage)
         for strip in self._strips(filtered, rows):
-            layer.append(self._conv(strip, project))
+            layer.append(projecting(strip)[0])
         layer.normalised(norm, is_activated=False)
         return Residual(layer, kept) if block.is_residual else layer
 
@@ -372,34 +370,7 @@ def windows(
         yield window
 
 
-def convolve(x: Tensor, weight: Tensor, bias: Tensor | None = None, stride: int = 1, groups: int = 1) -> Tensor:
-    return F.conv2d(x.permute(0, 3, 1, 2), weight, bias, stride, 0, 1, groups).permute(0, 2, 3, 1)
-
-
 def squares(flat: Tensor) -> Tensor:
     """(N, M) to (N,): sums of squares in float32, without a temporary."""
     norm: Tensor = torch.linalg.vector_norm(flat, dim=1, dtype=torch.float32)
     return norm.square_()
-
-
-def doubling_weights(weight: Tensor) -> tuple[Tensor, Tensor]:
-    """A 3 x 3 convolution behind `tf` doubling, as two convolutions of the small picture: one fewer pass, fewer taps.
-
-    Doubled row 2i is small row i, row 2i + 1 the mean of i and i + 1; so even rows need 3 small rows, odd rows 2, and
-    columns likewise.
-
-    Args:
-        weight: (O, I, 3, 3).
-
-    Returns:
-        (2 O, I, 3, 3) making even rows and (2 O, I, 2, 3) making odd rows. Their channels are the even column's, then
-        the odd column's: in memory, the doubled row. The small picture is reflected at left and top and repeated at
-        right and bottom, which is what the doubled picture's reflection comes to.
-    """
-    even = weight.new_tensor([[0.5, 0, 0], [0.5, 1, 0.5], [0, 0, 0.5]])  # (small row, tap)
-    odd = weight.new_tensor([[0, 0, 0], [1, 0.5, 0], [0, 0.5, 1]])
-    both = [
-        torch.cat([torch.einsum("oikl,yk,xl->oiyx", weight, rows, columns) for columns in (even, odd)])
-        for rows in (even, odd[1:])
-    ]
-    return both[0], both[1]

@@ -10,7 +10,7 @@ from shared import ROOT
 
 PACKAGE = ROOT / "serve_app"
 FLOORS = {
-    1: {"settings", "errors", "frames", "generator", "streaming"},
+    1: {"settings", "errors", "frames", "generator", "convolution", "streaming"},
     2: {
         "decode",
         "resize",
@@ -27,7 +27,7 @@ FLOORS = {
     4: {"deployments.ingress", "deployments.codec", "deployments.stylizer"},
     5: {"app", "cli", "config_lint", "runner"},
 }
-TORCH_ROOMS = {"generator", "streaming", "checkpoints", "stylize", "export"}
+TORCH_ROOMS = {"generator", "convolution", "streaming", "checkpoints", "stylize", "export"}
 
 
 def module_name(path: Path) -> str:

@@ -9,9 +9,9 @@ import torch
 from seeding import seeded_state
 from torch import Tensor
 
-from serve_app.generator import RESIZES, Generator
+from serve_app.generator import Generator
 from serve_app.settings import ResizeMode
-from serve_app.streaming import Frames, Layer, StripGenerator, doubling_weights, windows
+from serve_app.streaming import Frames, Layer, StripGenerator, windows
 
 SIZES: list[tuple[ResizeMode, int, int]] = [
     *[(mode, *size) for mode in ("align", "half", "tf") for size in ((8, 8), (12, 48), (64, 44), (100, 36))],
@@ -93,30 +93,31 @@ def test_the_order_of_eps_and_weights_is_the_styles_own() -> None:
     assert (streamed(StripGenerator(generator, "tf"), frames, 8) - expected).abs().max() <= 1e-4
 
 
-def filled(height: int, rows: int, planes: int = 1) -> tuple[Layer, Tensor, list[weakref.ref[Tensor]]]:
-    """A layer of width 5 and 3 channels in chunks, what it holds, and the chunks."""
-    values = torch.randn(2, height, 5, 3)
-    layer = Layer(height, 5, 3, torch.float32)
+def filled(height: int, rows: int, phases: tuple[int, int] = (1, 1)) -> tuple[Layer, Tensor, list[weakref.ref[Tensor]]]:
+    """A layer of width 6 and 3 channels in chunks, what it holds, and the planes that hold it."""
+    values = torch.randn(2, height, 6, 3)
+    layer = Layer(height, 6, 3, torch.float32)
     alive = []
+    down, across = phases
     for first in range(0, height, rows):
-        chunk = values[:, first : first + rows]
-        parts = [chunk[:, phase::planes].clone() for phase in range(planes)]
-        alive += [weakref.ref(part) for part in parts]
-        layer.append(*parts)
+        part = values[:, first : first + rows]
+        chunk = [[part[:, row::down, column::across].clone() for column in range(across)] for row in range(down)]
+        alive += [weakref.ref(plane) for planes in chunk for plane in planes]
+        layer.append(chunk)
     return layer, values, alive
 
 
-@pytest.mark.parametrize("planes", [1, 2])
+@pytest.mark.parametrize("phases", [(1, 1), (2, 1), (2, 2)])
 @pytest.mark.parametrize("counts", [[12], [1] * 12, [5, 4, 3], [2, 7, 3]])
-def test_layer_is_read_normalised_however_many_rows_are_taken(planes: int, counts: list[int]) -> None:
-    layer, values, _ = filled(12, 4, planes)
+def test_layer_is_read_normalised_however_many_rows_are_taken(phases: tuple[int, int], counts: list[int]) -> None:
+    layer, values, _ = filled(12, 4, phases)
     norm = torch.nn.GroupNorm(1, 3)
     torch.nn.init.normal_(norm.weight)
     torch.nn.init.normal_(norm.bias)
     layer.normalised(norm.requires_grad_(False))
     taken = []
     for count in counts:
-        rows = torch.empty(2, count, 5, 3)
+        rows = torch.empty(2, count, 6, 3)
         layer.take(rows)
         taken.append(rows)
     expected = torch.nn.functional.leaky_relu(norm(values.permute(0, 3, 1, 2)), 0.2).permute(0, 2, 3, 1)
@@ -131,7 +132,7 @@ def test_rows_are_released_when_they_have_been_read() -> None:
         gc.collect()
         held.append(sum(chunk() is not None for chunk in alive))
         if len(held) < 4:
-            layer.take(torch.empty(2, 4, 5, 3))
+            layer.take(torch.empty(2, 4, 6, 3))
     assert held == [3, 2, 1, 0]
 
 
@@ -164,17 +165,3 @@ def test_windows_together_are_the_reflected_picture(
     for window in windows(Counting(height, width), like, pads, kernel, stride, rows):
         assert torch.equal(window, padded[:, at : at + window.shape[1]])
         at += rows * stride
-
-
-def test_doubling_weights_make_the_doubled_pictures_convolution() -> None:
-    weight = torch.randn(4, 3, 3, 3)
-    even, odd = doubling_weights(weight)
-    small = torch.randn(1, 3, 6, 7)
-    doubled = torch.nn.functional.pad(RESIZES["tf"](small, 12, 14), (1, 1, 1, 1), mode="reflect")
-    expected = torch.nn.functional.conv2d(doubled, weight)
-    inner = torch.nn.functional.conv2d(small, even)[0].unflatten(0, (2, 4))  # without edges: small rows 1 to 4
-    made = inner.permute(1, 2, 3, 0).flatten(2)  # (channels, rows, columns with their phases)
-    assert (made - expected[0, :, 2:10:2, 2:12]).abs().max() <= 1e-5
-    inner = torch.nn.functional.conv2d(small[:, :, 1:], odd)[0].unflatten(0, (2, 4))[:, :, :4]
-    made = inner.permute(1, 2, 3, 0).flatten(2)
-    assert (made - expected[0, :, 3:10:2, 2:12]).abs().max() <= 1e-5
