@@ -16,6 +16,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import bench_batching
+import bench_scaling
+import bench_service
 from reporting import MB, print_table, write
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -289,7 +292,8 @@ def convolution_rate(threads: int) -> float:
 def bench_engines(options: argparse.Namespace) -> None:
     """Every engine on its fastest allocator and on the one with its lowest peak.
 
-    Which these are is found at the smallest side, one process each; ours and plain torch are measured on all of them.
+    Which these are is found at the smallest side, one process each; ours and plain torch are measured on all of them,
+    in `--repeats` processes for each figure, others in three.
     """
     prepare_onnx(options)
     allocators = available_allocators()
@@ -306,10 +310,19 @@ def bench_engines(options: argparse.Namespace) -> None:
         print(f"{engine}, CPU-seconds at {side}: {seconds}", flush=True)
         if engine in ("eager", "strips"):
             chosen[engine] = set(allocators)
+    compared = ("eager", "strips", "strips-fp16")
+    rivals = argparse.Namespace(**vars(options) | {"repeats": min(options.repeats, 3)})
     rows, everything = [], []
     for side in options.sides:
         for engine in options.engines:
-            measured = painted({name: in_fresh_processes(options, engine, name, side, side) for name in chosen[engine]})
+            runs = options if engine in compared else rivals
+            paintings = 3 if side <= 512 else 2
+            measured = painted(
+                {
+                    name: in_fresh_processes(runs, engine, name, side, side, paintings=paintings)
+                    for name in chosen[engine]
+                }
+            )
             everything += [{"side": side, "engine": engine, "allocator": name} | m for name, m in measured.items()]
             fastest = min(measured, key=lambda name: measured[name]["cpu"])
             lowest = min(measured, key=lambda name: measured[name]["peak"])
@@ -609,6 +622,8 @@ def main() -> None:
     profiled.add_argument("--engine", default="strips", choices=list(ENGINE_MAKERS))
     profiled.add_argument("--side", type=int, default=512)
     command("soak", bench_soak).add_argument("--requests", type=int, default=2000)
+    for name, module in (("batching", bench_batching), ("service", bench_service), ("scaling", bench_scaling)):
+        module.add_arguments(command(name, module.run))
     child = command("measure", measure)
     child.add_argument("--engine", required=True, choices=list(ENGINE_MAKERS))
     for name in ("height", "width", "batch", "paintings"):

@@ -4,18 +4,39 @@ Ray Serve's own `@serve.batch` seals a batch while the device is still busy and 
 in one queue per key (style, height, width). When the device becomes free, the picture that has waited longest is taken,
 with as many others of its key as the batch may hold: under light load nobody waits for company, under heavy load
 batches fill by themselves.
+
+Nobody starves. A picture waits for the batch that is on the device when it comes, and for at most
+
+    sum over all keys of ceil(older waiting pictures of the key / batch size of the key)
+
+batches more, whatever others send later: every one of them is headed by an older picture, and takes the oldest of its
+key.
 """
 
 import asyncio
+import logging
 import time
-from collections import deque
+from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Hashable
+from contextlib import suppress
 from dataclasses import dataclass, field
-from typing import Generic, TypeVar
+from typing import Generic, Protocol, TypeVar
+
+from serve_app.errors import DeadlineExceeded, NotReady
 
 Key = TypeVar("Key", bound=Hashable)
 Item = TypeVar("Item")
 Result = TypeVar("Result")
+ToldKey = TypeVar("ToldKey", contravariant=True)
+
+logger = logging.getLogger(__name__)
+
+
+class Observer(Protocol[ToldKey]):
+    """Is told of every batch when it has ended, well or badly."""
+
+    def on_batch(self, key: ToldKey, size: int, pixels: int, waits_s: list[float], ran_s: float) -> None:
+        """`waits_s` has the queue time of each of the `size` pictures, which have `pixels` together."""
 
 
 @dataclass(frozen=True)
@@ -28,12 +49,30 @@ class Done(Generic[Result]):
     batch_size: int
 
 
-@dataclass
-class Entry(Generic[Item, Result]):
+@dataclass(eq=False)
+class Entry(Generic[Key, Item, Result]):
+    key: Key
     item: Item
-    arrival: int
+    pixels: int
     arrived_s: float
+    expires_s: float  # from arrival
     future: "asyncio.Future[Done[Result]]" = field(repr=False)
+    timer: asyncio.TimerHandle | None = None
+
+    def answer(self, outcome: Done[Result] | Exception) -> None:
+        """Nothing happens where the future has been cancelled."""
+        if self.future.done():
+            return
+        if isinstance(outcome, StopIteration):
+            outcome = RuntimeError(repr(outcome))  # a future cannot hold a StopIteration
+        if isinstance(outcome, Exception):
+            self.future.set_exception(outcome)
+        else:
+            self.future.set_result(outcome)
+
+
+# In order of arrival. Not a plain dict: finding its first member passes over all that have been removed before it.
+Waiting = OrderedDict[Entry[Key, Item, Result], None]
 
 
 class Batcher(Generic[Key, Item, Result]):
@@ -42,7 +81,11 @@ class Batcher(Generic[Key, Item, Result]):
     Args:
         run: takes a key and 1 to `max_batch_size` items; returns, in order, a result or an exception for each.
         max_batch_size: may be changed between batches.
-        clock: seconds, monotonic.
+        clock: seconds, monotonic, at the pace of the event loop's own clock, whose timers expire and linger.
+        limit: how many items of a key fit together, by memory say; a batch holds no more, but always one. Where it
+            raises, the oldest picture of the key gets the exception and the queue goes on.
+        linger_s: how long a picture on an idle device waits for others of its key, unless they fill a batch before.
+        observer: what it raises is logged and changes nothing.
     """
 
     def __init__(
@@ -50,55 +93,163 @@ class Batcher(Generic[Key, Item, Result]):
         run: Callable[[Key, list[Item]], Awaitable[list[Result | Exception]]],
         max_batch_size: int,
         clock: Callable[[], float] = time.monotonic,
+        *,
+        limit: Callable[[Key], int] | None = None,
+        linger_s: float = 0.0,
+        observer: Observer[Key] | None = None,
     ) -> None:
         self.max_batch_size = max_batch_size
+        self.linger_s = linger_s
         self._run = run
         self._clock = clock
-        self._queues: dict[Key, deque[Entry[Item, Result]]] = {}
-        self._arrivals = 0
+        self._limit = limit
+        self._observer = observer
+        self._waiting: Waiting[Key, Item, Result] = OrderedDict()
+        self._queues: dict[Key, Waiting[Key, Item, Result]] = {}  # the same entries by key; no queue is empty
+        self._waiting_pixels = 0
+        self._changed = asyncio.Event()  # somebody came or left
         self._worker: asyncio.Task[None] | None = None
         self._running_since: float | None = None
+        self._running_pixels = 0
+        self._is_draining = False
 
-    async def submit(self, key: Key, item: Item) -> Done[Result]:
+    async def submit(self, key: Key, item: Item, pixels: int = 1, expires_s: float | None = None) -> Done[Result]:
         """Waits for the item's turn and its result; cancelling this takes a waiting item out of the queue.
 
+        Args:
+            pixels: of the item, for the counters.
+            expires_s: seconds from now after which an item that still waits is not to be run any more.
+
         Raises:
+            DeadlineExceeded: the item waited for `expires_s`.
+            NotReady: the queue is being drained.
             Exception: the one that `run` returned for this item, or raised for its batch.
         """
-        self._arrivals += 1
-        future: asyncio.Future[Done[Result]] = asyncio.get_running_loop().create_future()
-        self._queues.setdefault(key, deque()).append(Entry(item, self._arrivals, self._clock(), future))
+        if self._is_draining:
+            raise NotReady("This part of the service is shutting down: send the picture again.")
+        loop = asyncio.get_running_loop()
+        lifetime_s = float("inf") if expires_s is None else expires_s
+        entry: Entry[Key, Item, Result] = Entry(key, item, pixels, self._clock(), lifetime_s, loop.create_future())
+        self._enter(entry)
+        if expires_s is not None:
+            entry.timer = loop.call_later(expires_s, self._expire, entry)
         if self._worker is None or self._worker.done():
             self._worker = asyncio.create_task(self._work())
-        return await future
+        try:
+            return await entry.future
+        finally:
+            self._leave(entry)
+
+    async def drain(self) -> None:
+        """Refuses what comes from now on, and returns when everything that was accepted has its answer."""
+        self._is_draining = True
+        self._changed.set()
+        while self._worker is not None and not self._worker.done():
+            await asyncio.wait([self._worker])
+
+    @property
+    def waiting(self) -> int:
+        """Pictures in the queue, without those on the device."""
+        return len(self._waiting)
+
+    @property
+    def waiting_pixels(self) -> int:
+        """Pixels in the queue, without those on the device."""
+        return self._waiting_pixels
+
+    @property
+    def backlog_pixels(self) -> int:
+        """Pixels in the queue and on the device."""
+        return self._waiting_pixels + self._running_pixels
 
     def running_for_s(self) -> float:
         """Seconds since the batch on the device was started; 0 when the device is free."""
         return 0.0 if self._running_since is None else self._clock() - self._running_since
 
+    def _enter(self, entry: Entry[Key, Item, Result]) -> None:
+        self._queues.setdefault(entry.key, OrderedDict())[entry] = None
+        self._waiting[entry] = None
+        self._waiting_pixels += entry.pixels
+        self._changed.set()
+
+    def _leave(self, entry: Entry[Key, Item, Result]) -> None:
+        """Takes the entry out of the queue, if it is still there."""
+        if entry not in self._waiting:
+            return
+        del self._waiting[entry]
+        queue = self._queues[entry.key]
+        del queue[entry]
+        if not queue:
+            del self._queues[entry.key]
+        self._waiting_pixels -= entry.pixels
+        if entry.timer is not None:
+            entry.timer.cancel()
+        self._changed.set()
+
+    def _expire(self, entry: Entry[Key, Item, Result]) -> None:
+        self._leave(entry)
+        entry.answer(
+            DeadlineExceeded(
+                f"The picture was still waiting for its turn after the {entry.expires_s:g} seconds that it was given."
+                " Allow more time, or try again later."
+            )
+        )
+
     async def _work(self) -> None:
-        while (chosen := self._choose()) is not None:
-            await self._run_batch(*chosen)
+        while self._waiting:
+            await self._linger()
+            if batch := self._choose():
+                await self._run_batch(batch)
 
-    def _choose(self) -> tuple[Key, list[Entry[Item, Result]]] | None:
-        """The oldest waiting entry and others of its key, in order of arrival; cancelled ones are dropped."""
-        for key, queue in list(self._queues.items()):
-            while queue and queue[0].future.done():
-                queue.popleft()
-            if not queue:
-                del self._queues[key]
-        if not self._queues:
-            return None
-        key = min(self._queues, key=lambda key: self._queues[key][0].arrival)
-        queue = self._queues[key]
-        batch: list[Entry[Item, Result]] = []
-        while queue and len(batch) < self.max_batch_size:
-            entry = queue.popleft()
-            if not entry.future.done():
+    async def _linger(self) -> None:
+        """Returns when the oldest has waited `linger_s`, or its batch is full; at once where no lingering is asked."""
+        while self.linger_s > 0 and not self._is_draining and (head := self._oldest(self._waiting)) is not None:
+            left_s = head.arrived_s + self.linger_s - self._clock()
+            try:
+                is_full = len(self._queues[head.key]) >= self._batch_size(head.key)
+            except Exception:  # told when choosing
+                return
+            if is_full or left_s <= 0:
+                return
+            self._changed.clear()
+            with suppress(TimeoutError):
+                await asyncio.wait_for(self._changed.wait(), left_s)
+
+    def _choose(self) -> list[Entry[Key, Item, Result]]:
+        """The oldest waiting entry and others of its key, in order of arrival; none where nobody waits."""
+        while (head := self._oldest(self._waiting)) is not None:
+            queue = self._queues[head.key]
+            self._leave(head)
+            try:
+                size = self._batch_size(head.key)
+            except Exception as error:  # whoever wrote `limit`, the queue must go on
+                head.answer(error)
+                continue
+            batch = [head]
+            while len(batch) < size and (entry := self._oldest(queue)) is not None:
+                self._leave(entry)
                 batch.append(entry)
-        return key, batch
+            return batch
+        return []
 
-    async def _run_batch(self, key: Key, batch: list[Entry[Item, Result]]) -> None:
+    def _oldest(self, entries: Waiting[Key, Item, Result]) -> Entry[Key, Item, Result] | None:
+        """The first that still wants to be run; the cancelled and the expired before it are dropped."""
+        while entries:
+            entry = next(iter(entries))
+            if self._clock() - entry.arrived_s >= entry.expires_s:
+                self._expire(entry)
+            elif entry.future.done():
+                self._leave(entry)
+            else:
+                return entry
+        return None
+
+    def _batch_size(self, key: Key) -> int:
+        return self.max_batch_size if self._limit is None else min(self.max_batch_size, self._limit(key))
+
+    async def _run_batch(self, batch: list[Entry[Key, Item, Result]]) -> None:
+        key = batch[0].key
+        self._running_pixels = sum(entry.pixels for entry in batch)
         started = self._running_since = self._clock()
         outcomes: list[Result | Exception]
         try:
@@ -107,13 +258,27 @@ class Batcher(Generic[Key, Item, Result]):
                 raise RuntimeError(f"{len(outcomes)} results for a batch of {len(batch)}")
         except Exception as error:  # whatever it was, everyone in the batch must hear of it and the queue go on
             outcomes = [error] * len(batch)
+        except asyncio.CancelledError:
+            worker = asyncio.current_task()
+            if worker is not None and worker.cancelling():  # the event loop ends, and everyone who waits with it
+                raise
+            outcomes = [RuntimeError("the batch was cancelled on the device")] * len(batch)
         finally:
+            pixels, self._running_pixels = self._running_pixels, 0
             self._running_since = None
         ran_s = self._clock() - started
-        for entry, outcome in zip(batch, outcomes, strict=True):
-            if entry.future.done():
-                continue
+        waits_s = [started - entry.arrived_s for entry in batch]
+        for entry, wait_s, outcome in zip(batch, waits_s, outcomes, strict=True):
             if isinstance(outcome, Exception):
-                entry.future.set_exception(outcome)
+                entry.answer(outcome)
             else:
-                entry.future.set_result(Done(outcome, started - entry.arrived_s, ran_s, len(batch)))
+                entry.answer(Done(outcome, wait_s, ran_s, len(batch)))
+        self._tell(key, pixels, waits_s, ran_s)
+
+    def _tell(self, key: Key, pixels: int, waits_s: list[float], ran_s: float) -> None:
+        if self._observer is None:
+            return
+        try:
+            self._observer.on_batch(key, len(waits_s), pixels, waits_s, ran_s)
+        except Exception:
+            logger.exception("an observer of batches failed")

@@ -142,7 +142,16 @@ def deployment_findings(deployment: dict[str, Any], where: str) -> Iterator[str]
     findings = list(wrong_settings(model, user_config, f"{where}.user_config"))
     yield from findings
     ongoing = deployment.get("max_ongoing_requests", SERVES_MAX_ONGOING_REQUESTS)
-    if name == "Stylizer" and not findings and isinstance(ongoing, int):
+    if findings or not isinstance(ongoing, int):
+        return
+    if name == "Ingress":
+        inside = load_settings(IngressSettings, user_config, where).queue_most_pictures
+        if ongoing <= inside:
+            yield (
+                f"{where}.max_ongoing_requests: {ongoing} is not above queue_most_pictures ({inside}), so a full "
+                "Ingress could not even refuse"
+            )
+    if name == "Stylizer":
         batch = load_settings(StylizerSettings, user_config, where).max_batch_size
         if ongoing < 2 * batch:
             yield (

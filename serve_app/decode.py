@@ -98,6 +98,17 @@ def decode(data: bytes, order: Order, max_pixels: int, room: Room | None = None)
     return Photo(frame, alpha, receipt)
 
 
+def painted_pixels(data: bytes, order: Order) -> int:
+    """Of the size that the photograph will be painted at, told from its header.
+
+    Raises:
+        UnsupportedFormat, TooSmall, BrokenImage: as `decode`; nothing is decoded.
+    """
+    image = open_image(data)
+    height, width = painted_size((image.height, image.width), order.max_side, order.multiple)
+    return height * width
+
+
 def decode_opened(image: ImageFile.ImageFile, order: Order) -> tuple[Frame, Plane | None, Size]:
     """The frame, the alpha or None, and the upright size of the original."""
     load_early(image)

@@ -8,6 +8,7 @@
         ├── NoImage           400
         ├── BadOption         400
         ├── UnknownStyle      404
+        ├── DeadlineExceeded  408
         ├── TooManyBytes      413
         ├── TooManyPixels     413
         ├── TooLargeToPaint   413
@@ -48,6 +49,7 @@ class RequestError(AnimeganError):
         limit: the number that was exceeded, where there is one.
         actual: the number that the request came with.
         retry_after_s: seconds after which the same request may succeed.
+        position: pictures before it.
     """
 
     status: ClassVar[int] = 500
@@ -55,13 +57,19 @@ class RequestError(AnimeganError):
     title: ClassVar[str] = "Internal error"
 
     def __init__(
-        self, detail: str, limit: int | None = None, actual: int | None = None, retry_after_s: int | None = None
+        self,
+        detail: str,
+        limit: int | None = None,
+        actual: int | None = None,
+        retry_after_s: int | None = None,
+        position: int | None = None,
     ) -> None:
-        super().__init__(detail, limit, actual, retry_after_s)
+        super().__init__(detail, limit, actual, retry_after_s, position)
         self.detail = detail
         self.limit = limit
         self.actual = actual
         self.retry_after_s = retry_after_s
+        self.position = position
 
     def __str__(self) -> str:
         return self.detail
@@ -75,7 +83,12 @@ class RequestError(AnimeganError):
             "code": self.code,
             "detail": self.detail,
         }
-        numbers = {"limit": self.limit, "actual": self.actual, "retry_after_s": self.retry_after_s}
+        numbers = {
+            "limit": self.limit,
+            "actual": self.actual,
+            "position": self.position,
+            "retry_after_s": self.retry_after_s,
+        }
         return members | {name: number for name, number in numbers.items() if number is not None}
 
 
@@ -89,6 +102,10 @@ class BadOption(RequestError):
 
 class UnknownStyle(RequestError):
     status, code, title = 404, "unknown-style", "No such style"
+
+
+class DeadlineExceeded(RequestError):
+    status, code, title = 408, "deadline-exceeded", "The time given was not enough"
 
 
 class TooManyBytes(RequestError):

@@ -20,6 +20,7 @@ class Order:
         max_side: pixels of the longer painted side at most.
         multiple: painted sides are rounded down to a multiple of this, for the style's sake.
         quality: 1 to 100, or None for the format's default.
+        timeout_s: from being let in to the answer.
     """
 
     style: str
@@ -27,6 +28,7 @@ class Order:
     multiple: int
     format: PictureFormat
     quality: int | None = None
+    timeout_s: float = 60.0
 
 
 @dataclass(frozen=True)

@@ -41,7 +41,8 @@ class LayerSize:
     @property
     def is_fast(self) -> bool:
         """Whether rows are made in phases from sums and copies of the window (`convolution`)."""
-        return self.read >= 64 and self.stride == 1 and self.kernel > 1
+        is_winograd = self.read >= 128 and self.kernel == 3 and self.stride == 1
+        return is_winograd or (self.read > 3 and self.kernel == 7)
 
 
 FIRST_INVERTED = [

@@ -17,6 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from starlette.exceptions import HTTPException
 from starlette.staticfiles import StaticFiles
 
+from serve_app.clients import client_address
 from serve_app.encode import MEDIA_TYPES, negotiate
 from serve_app.errors import BadOption, NotReady, RequestError
 from serve_app.frames import Order, Picture, Size
@@ -42,8 +43,11 @@ class Pipeline(Protocol):
     @property
     def catalogue(self) -> Mapping[str, Style]: ...
 
-    async def stylize(self, data: bytes, order: Order) -> Picture:
+    async def stylize(self, data: bytes, order: Order, client: str) -> Picture:
         """
+        Args:
+            client: whose request this is, as far as it can be known.
+
         Raises:
             RequestError: what the client is to be told.
         """
@@ -63,6 +67,9 @@ class Options(BaseModel):
     )
     format: PictureFormat | None = Field(None, description="Else by `Accept`, else the setting's default.")
     quality: int | None = Field(None, ge=1, le=100, description="Of jpeg, webp and avif; png is lossless.")
+    timeout_s: float | None = Field(
+        None, gt=0, description="Seconds that it may take; past them 408, and it is not painted. Up to the setting."
+    )
 
 
 class StyleInfo(BaseModel):
@@ -97,6 +104,7 @@ class Problem(BaseModel):
     detail: str
     limit: int | None = None
     actual: int | None = None
+    position: int | None = Field(None, description="Pictures before it.")
     retry_after_s: int | None = None
 
 
@@ -154,7 +162,7 @@ def create_app(pipeline: Pipeline) -> FastAPI:
     @app.post(
         "/v1/stylize",
         response_class=Response,
-        responses=PAINTED | problems(400, 404, 413, 415, 422, 429, 503),
+        responses=PAINTED | problems(400, 404, 408, 413, 415, 422, 429, 503),
         openapi_extra=UPLOAD,
         summary="Paint a photograph now",
     )
@@ -163,7 +171,7 @@ def create_app(pipeline: Pipeline) -> FastAPI:
     ) -> Response:
         order = fill_in(options, accept, pipeline)
         data = await read_upload(request, pipeline.settings.max_bytes)
-        picture = await pipeline.stylize(data, order)
+        picture = await pipeline.stylize(data, order, whose(request, pipeline.settings))
         return Response(picture.data, media_type=picture.media_type, headers=receipt_headers(picture))
 
     @app.get("/v1/styles", summary="Styles that paint here, and those that can be pulled")
@@ -204,11 +212,16 @@ def describe_problems(app: FastAPI) -> None:
     app.openapi = openapi  # type: ignore[method-assign]  # FastAPI's documented way to extend the schema
 
 
+def whose(request: Request, settings: IngressSettings) -> str:
+    peer = request.client.host if request.client else None
+    return client_address(peer, request.headers.getlist("x-forwarded-for"), settings.trusted_proxies)
+
+
 def fill_in(options: Options, accept: str | None, pipeline: Pipeline) -> Order:
     """
     Raises:
         UnknownStyle: if the style is not installed.
-        BadOption: if `max_side` is above the setting.
+        BadOption: if `max_side` or `timeout_s` is above the setting.
     """
     settings = pipeline.settings
     style = find_style(pipeline.styles, options.style or settings.default_style)
@@ -217,12 +230,16 @@ def fill_in(options: Options, accept: str | None, pipeline: Pipeline) -> Order:
         raise BadOption(
             f"max_side is {max_side}; at most {settings.max_side} pixels are painted here.", settings.max_side, max_side
         )
+    timeout_s = options.timeout_s or settings.timeout_s
+    if timeout_s > settings.timeout_s:
+        raise BadOption(f"timeout_s is {timeout_s:g}; a picture may take {settings.timeout_s:g} seconds here at most.")
     return Order(
         style=style.name,
         max_side=max_side,
         multiple=style.multiple,
         format=options.format or negotiate(accept, settings.default_format),
         quality=options.quality,
+        timeout_s=timeout_s,
     )
 
 

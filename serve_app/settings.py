@@ -6,10 +6,20 @@ three are each the `user_config` of the deployment that uses it, and may change 
 
 import difflib
 from collections.abc import Mapping
+from ipaddress import IPv4Network, IPv6Network
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import BaseModel, ByteSize, ConfigDict, Field, PositiveInt, ValidationError
+from pydantic import (
+    BaseModel,
+    ByteSize,
+    ConfigDict,
+    Field,
+    NonNegativeFloat,
+    PositiveFloat,
+    PositiveInt,
+    ValidationError,
+)
 
 from serve_app.errors import SettingsError
 
@@ -55,14 +65,24 @@ class IngressSettings(StrictModel):
         default_format: encoded to when neither `format` nor `Accept` decides.
         max_side: pixels of the longer painted side; larger photographs are fitted. WebP ends at 16,383.
         max_bytes: of one upload.
-        retry_after_s: what a refusal for lack of room tells the client to wait.
+        queue_time_s: a picture is let in while all that one Ingress has let in can be painted within it.
+        queue_least_pictures: let in however long they take.
+        queue_most_pictures: let in at most.
+        queue_most_pixels: of them together, as they are painted.
+        timeout_s: that a picture may take once it is let in; a request may ask for less.
+        trusted_proxies: networks whose X-Forwarded-For is believed when the queue is shared between clients.
     """
 
     default_style: str = "toon"
     default_format: PictureFormat = "jpeg"
     max_side: int = Field(default=1024, ge=MIN_SIDE, le=16_383)
     max_bytes: PositiveInt = 32 * MIB
-    retry_after_s: PositiveInt = 2
+    queue_time_s: PositiveFloat = 30
+    queue_least_pictures: PositiveInt = 8
+    queue_most_pictures: PositiveInt = 64
+    queue_most_pixels: PositiveInt = 128_000_000
+    timeout_s: PositiveFloat = 55
+    trusted_proxies: tuple[IPv4Network | IPv6Network, ...] = ()
 
 
 class CodecSettings(StrictModel):
@@ -82,12 +102,14 @@ class StylizerSettings(StrictModel):
 
     Attributes:
         max_batch_size: pictures of one style and size painted together.
+        linger_s: that a picture on an idle device waits for others of its size; 0 waits for nobody.
         release_after_s: idle seconds after which memory that painting has left free goes back to the system; the next
             picture pays for asking again.
         stuck_after_s: a batch that runs longer than this makes the replica unhealthy, and Serve replaces it.
     """
 
     max_batch_size: PositiveInt = 4
+    linger_s: NonNegativeFloat = 0
     release_after_s: PositiveInt = 30
     stuck_after_s: PositiveInt = 120
 

@@ -46,16 +46,46 @@ class Frames:
         self._at += rows.shape[1]
 
 
+class Pool:
+    """Storage in 16 bits of the chunks of one layer after another, used again as soon as they have been read.
+
+    Left to the allocator, they would come to lie between the strips' float32, and leave holes where no strip fits.
+    Chunks in float32 are what the convolution made, and stay where they are.
+    """
+
+    def __init__(self, dtype: torch.dtype) -> None:
+        self._dtype = dtype
+        self._size = 0  # values of the chunks that are written now; others are let go
+        self._free: list[Tensor] = []
+
+    def put_by(self, chunk: Chunk) -> tuple[Tensor | None, Chunk]:
+        """The chunk in this pool's dtype, and the storage that it was copied to, if it was."""
+        planes = list(itertools.chain(*chunk))
+        if planes[0].dtype == self._dtype:
+            return None, chunk
+        sizes = [plane.numel() for plane in planes]
+        if sum(sizes) != self._size:
+            self._size = sum(sizes)
+            self._free.clear()
+        storage = self._free.pop() if self._free else planes[0].new_empty(self._size, dtype=self._dtype)
+        parts = iter(torch.split(storage, sizes))
+        return storage, [[next(parts).view(plane.shape).copy_(plane) for plane in planes] for planes in chunk]
+
+    def give_back(self, storage: Tensor | None) -> None:
+        if storage is not None and storage.numel() == self._size:
+            self._free.append(storage)
+
+
 class Layer:
     """What one layer convolved, in chunks of rows that go as they are read; read with its norm applied.
 
     A chunk's planes hold its rows and columns by phase: with two phases of rows, the first plane has its even rows.
     """
 
-    def __init__(self, height: int, width: int, channels: int, storage: torch.dtype) -> None:
+    def __init__(self, height: int, width: int, channels: int, pool: Pool) -> None:
         self.height, self.width, self.channels = height, width, channels
-        self._storage = storage
-        self._chunks: deque[Chunk] = deque()
+        self._pool = pool
+        self._chunks: deque[tuple[Tensor | None, Chunk]] = deque()  # with the storage that they lie in
         self._sums: Tensor | None = None  # (2, N) float64: of values, of their squares
         self._scale = self._shift = torch.empty(0)  # (N, 1, 1, C)
         self._is_activated = False
@@ -67,7 +97,7 @@ class Layer:
             # float32 within a chunk, float64 between chunks: as exact as float64 throughout, without its copies.
             sums = torch.stack([flat.sum(1, dtype=torch.float32), squares(flat)]).double()
             self._sums = sums if self._sums is None else self._sums.add_(sums)
-        self._chunks.append([[plane.to(self._storage) for plane in planes] for planes in chunk])
+        self._chunks.append(self._pool.put_by(chunk))
 
     def normalised(self, norm: nn.GroupNorm, is_activated: bool = True) -> "Layer":
         """Ends the writing: the sums are complete, and rows may be read."""
@@ -82,7 +112,7 @@ class Layer:
     def take(self, rows: Tensor) -> None:
         done = 0
         while done < rows.shape[1]:
-            chunk = self._chunks[0]
+            storage, chunk = self._chunks[0]
             step = len(chunk)
             held = sum(planes[0].shape[1] for planes in chunk)
             count = min(rows.shape[1] - done, held - self._read)
@@ -95,6 +125,7 @@ class Layer:
             self._read += count
             if self._read == held:
                 self._chunks.popleft()
+                self._pool.give_back(storage)
                 self._read = 0
         if self._is_activated and rows.dtype == torch.float32:
             F.leaky_relu_(rows, SLOPE)
@@ -243,6 +274,7 @@ class StripGenerator:
             rows: as in `paint`.
         """
         self._like = like.new_empty((like.shape[0], 0), dtype=self._compute)
+        self._pool = Pool(self._storage)
         generator = self._generator
         blocks = (generator.block_a, generator.block_b, generator.block_c, generator.block_d, generator.block_e)
         a, b, c, d, e = (cast(list[ConvNormLReLU], list(block)) for block in blocks)
@@ -276,7 +308,7 @@ class StripGenerator:
             (source.height + top + bottom - kernel) // stride + 1,
             (source.width + left + right - kernel) // stride + 1,
             conv.out_channels,
-            self._storage,
+            self._pool,
         )
         convolution = self._convolutions[conv]
         for window in windows(source, self._like, part.pads, kernel, stride, rows):
@@ -290,7 +322,7 @@ class StripGenerator:
         if self._resize != "tf":
             return self._convolve(Resized(source, height, width, self._resize == "align"), part, rows)
         doubled = self._doubled[part.conv]
-        layer = Layer(height, width, part.conv.out_channels, self._storage)
+        layer = Layer(height, width, part.conv.out_channels, self._pool)
         for window in windows(source, self._like, (1, 1, 1, 1), 3, 1, rows // 2, repeat_far_edge=True):
             for chunk in doubled(window):
                 layer.append(chunk)
@@ -302,13 +334,13 @@ class StripGenerator:
         project, norm = cast(nn.Conv2d, block.layers[2]), cast(nn.GroupNorm, block.layers[3])
         expanding, projecting = self._convolutions[expand.conv], self._convolutions[project]
         kept = Kept()
-        hidden = Layer(source.height, source.width, expand.conv.out_channels, self._storage)
+        hidden = Layer(source.height, source.width, expand.conv.out_channels, self._pool)
         for strip in self._strips(source, rows):
             hidden.append(expanding(strip)[0])
             if block.is_residual:
                 kept.chunks.append(strip.to(self._storage))
         filtered = self._convolve(hidden.normalised(expand.norm), depthwise, rows)
-        layer = Layer(source.height, source.width, project.out_channels, self._storage)
+        layer = Layer(source.height, source.width, project.out_channels, self._pool)
         for strip in self._strips(filtered, rows):
             layer.append(projecting(strip)[0])
         layer.normalised(norm, is_activated=False)

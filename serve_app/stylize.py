@@ -85,17 +85,22 @@ class Stylist:
             In order, a painted frame or what kept it from being painted.
         """
         height, width = frames[0].shape[:2]
-        together = len(frames)
-        if self.device.type == "cpu":
-            together = min(together, max(CPU_BATCH_PIXELS // (height * width), 1))
-        while (rows := self._fitting_rows(height, width, together)) is None:
-            if together == 1:
-                return [self._refusal(height, width)] * len(frames)
-            together -= 1
+        together = self.together(height, width, len(frames))
+        rows = self._fitting_rows(height, width, together)
+        if rows is None:
+            return [self._refusal(height, width)] * len(frames)
         outcomes: list[Frame | Exception] = []
         for first in range(0, len(frames), together):
             outcomes += self._paint_batch(style, frames[first : first + together], rows)
         return outcomes
+
+    def together(self, height: int, width: int, most: int) -> int:
+        """How many frames of a size are painted together, at most: as many as pay and fit, and always one."""
+        if self.device.type == "cpu":
+            most = min(most, max(CPU_BATCH_PIXELS // (height * width), 1))
+        while most > 1 and self._fitting_rows(height, width, most) is None:
+            most -= 1
+        return most
 
     def release(self) -> None:
         """Gives back what painting has left free, when no picture will want it soon."""

@@ -18,6 +18,7 @@ class FakePipeline:
         fault: raised instead of painting, while it is set.
         pause_s: seconds that a painting takes at least.
         orders: what was asked for, in order of arrival.
+        clients: who asked, in the same order.
     """
 
     def __init__(
@@ -34,6 +35,7 @@ class FakePipeline:
         self.ready = ready
         self.pause_s = pause_s
         self.orders: list[Order] = []
+        self.clients: list[str] = []
         self.styles = {
             "toon": InstalledStyle(
                 name="toon",
@@ -68,8 +70,9 @@ class FakePipeline:
             )
         }
 
-    async def stylize(self, data: bytes, order: Order) -> Picture:
+    async def stylize(self, data: bytes, order: Order, client: str) -> Picture:
         self.orders.append(order)
+        self.clients.append(client)
         if self.fault is not None:
             raise self.fault
         photo = decode(data, order, self.max_pixels)

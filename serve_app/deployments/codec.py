@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import ray
 from ray import serve
 
 from serve_app.decode import decode
@@ -33,5 +34,12 @@ class Codec:
         except RequestError as refusal:
             return refusal
 
-    def encode(self, photo: Photo | RequestError, format: PictureFormat, quality: int | None) -> Picture | RequestError:
+    def encode(
+        self, painted: "list[ray.ObjectRef[Photo | RequestError]]", format: PictureFormat, quality: int | None
+    ) -> Picture | RequestError:
+        """
+        Args:
+            painted: a reference to the photo.
+        """
+        photo = ray.get(painted[0])
         return photo if isinstance(photo, RequestError) else encode(photo, format, quality)

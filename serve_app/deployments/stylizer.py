@@ -10,7 +10,10 @@ from typing import Any
 
 import ray
 from ray import serve
+from ray.serve.metrics import Gauge, Histogram
 
+from serve_app import metrics
+from serve_app.autoscaling import Work
 from serve_app.batching import Batcher
 from serve_app.errors import RequestError
 from serve_app.frames import Frame, Photo, Size
@@ -38,23 +41,43 @@ class Stylizer:
         # One thread: the device paints one batch at a time, and torch keeps one set of workspaces.
         self.device = ThreadPoolExecutor(1, thread_name_prefix="device")
         self.settings = StylizerSettings()
-        self.batcher: Batcher[Key, Frame, Frame] = Batcher(self._paint, self.settings.max_batch_size)
+        self.watch = Watch()
+        self.batcher: Batcher[Key, Frame, Frame] = Batcher(
+            self._paint, self.settings.max_batch_size, limit=self._fitting, observer=self.watch
+        )
         self.releasing: asyncio.TimerHandle | None = None
 
     def reconfigure(self, user_config: dict[str, Any]) -> None:
         self.settings = load_settings(StylizerSettings, user_config, "Stylizer.user_config")
         self.batcher.max_batch_size = self.settings.max_batch_size
+        self.batcher.linger_s = self.settings.linger_s
 
-    async def paint(self, photo: Photo | RequestError) -> Photo | RequestError:
-        """The same photo with its frame painted, and how long that took; a refusal passes as it is."""
+    async def paint(
+        self, decoded: "list[ray.ObjectRef[Photo | RequestError]]", expires_s: float | None = None
+    ) -> Photo | RequestError:
+        """The same photo with its frame painted, and how long that took; a refusal passes as it is.
+
+        Args:
+            decoded: a reference to the photo.
+            expires_s: seconds from now after which it is not to be painted any more.
+        """
+        photo: Photo | RequestError = await decoded[0]
         if isinstance(photo, RequestError):
             return photo
+        height, width = photo.receipt.painted
         try:
-            done = await self.batcher.submit((photo.receipt.style, photo.receipt.painted), photo.frame)
+            waiting = self.batcher.submit(
+                (photo.receipt.style, (height, width)), photo.frame, height * width, expires_s
+            )
+            done = await waiting
         except RequestError as refusal:
             return refusal
         receipt = photo.receipt.timed(queue=1000 * done.queued_s, paint=1000 * done.ran_s)
         return replace(photo, frame=done.result, receipt=receipt)
+
+    def _fitting(self, key: Key) -> int:
+        _, (height, width) = key
+        return self.stylist.together(height, width, self.settings.max_batch_size)
 
     async def _paint(self, key: Key, frames: list[Frame]) -> list[Frame | Exception]:
         style, _ = key
@@ -68,8 +91,37 @@ class Stylizer:
                 self.settings.release_after_s, loop.run_in_executor, self.device, self.stylist.release
             )
 
+    async def record_autoscaling_stats(self) -> dict[str, float]:
+        """What `autoscaling.PixelBacklog` decides by."""
+        self.watch.tell(self.batcher)
+        return self.watch.work.report(self.batcher.waiting_pixels, self.batcher.running_for_s())
+
     def check_health(self) -> None:
         """By progress: a device that hangs would pass a check that only asks whether the process answers."""
+        self.watch.tell(self.batcher)
         running_s = self.batcher.running_for_s()
         if running_s > self.settings.stuck_after_s:
             raise RuntimeError(f"the batch on the device has run for {running_s:.0f} s")
+
+
+class Watch:
+    """Metrics of the batches, and what autoscaling goes by."""
+
+    def __init__(self) -> None:
+        self.work = Work()
+        self.batch_size = Histogram(metrics.BATCH_SIZE, "Pictures in a batch.", metrics.BATCH_SIZES)
+        self.queue_s = Histogram(metrics.QUEUE_SECONDS, "From a picture's arrival to its batch.", metrics.SECONDS)
+        self.batch_s = Histogram(metrics.BATCH_SECONDS, "Of a batch on the device.", metrics.SECONDS)
+        self.waiting_pictures = Gauge(metrics.WAITING_PICTURES, "Pictures that wait for the device.")
+        self.waiting_pixels = Gauge(metrics.WAITING_PIXELS, "Their pixels.")
+
+    def on_batch(self, key: Key, size: int, pixels: int, waits_s: list[float], ran_s: float) -> None:
+        self.work.painted(size, pixels, ran_s)
+        self.batch_size.observe(size)
+        self.batch_s.observe(ran_s)
+        for wait_s in waits_s:
+            self.queue_s.observe(wait_s)
+
+    def tell(self, batcher: Batcher[Key, Frame, Frame]) -> None:
+        self.waiting_pictures.set(batcher.waiting)
+        self.waiting_pixels.set(batcher.waiting_pixels)

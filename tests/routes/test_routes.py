@@ -85,7 +85,7 @@ def test_format_is_negotiated(query: str, accept: str | None, expected: str) -> 
         ("quality=0", "quality: Input should be greater than or equal to 1."),
         ("quality=101", "quality: Input should be less than or equal to 100."),
         ("format=bmp", "format: Input should be 'jpeg', 'webp', 'png' or 'avif'."),
-        ("max_sid=64", "max_sid is not an option (known: style, max_side, format, quality)."),
+        ("max_sid=64", "max_sid is not an option (known: style, max_side, format, quality, timeout_s)."),
     ],
 )
 def test_bad_option_is_refused_by_name(query: str, detail: str) -> None:
@@ -170,6 +170,31 @@ def test_refusal_for_lack_of_room_says_when_to_come_back(fault: Exception, statu
     answer = client(fault=fault).post("/v1/stylize", content=PHOTO)
     assert (answer.status_code, answer.headers["Retry-After"]) == (status, "7")
     assert answer.json()["retry_after_s"] == 7
+
+
+def test_refusal_at_a_full_door_tells_the_limit_and_the_position() -> None:
+    fault = TooBusy("Later.", 1_000_000, 1_250_000, 7, 12)
+    document = client(fault=fault).post("/v1/stylize", content=PHOTO).json()
+    assert (document["limit"], document["actual"], document["position"]) == (1_000_000, 1_250_000, 12)
+
+
+def test_time_that_a_picture_may_take_is_the_requests_up_to_the_setting() -> None:
+    pipeline = FakePipeline(IngressSettings(timeout_s=20))
+    http = TestClient(create_app(pipeline))
+    for query in ("", "?timeout_s=2.5"):
+        assert http.post(f"/v1/stylize{query}", content=PHOTO).status_code == 200
+    assert [order.timeout_s for order in pipeline.orders] == [20, 2.5]
+    answer = http.post("/v1/stylize?timeout_s=21", content=PHOTO)
+    assert_problem(answer, 400, "bad-option", "timeout_s is 21; a picture may take 20 seconds here at most.")
+    assert http.post("/v1/stylize?timeout_s=0", content=PHOTO).json()["code"] == "bad-option"
+
+
+def test_client_is_known_through_trusted_proxies_alone() -> None:
+    for trusted, known in (([], "192.0.2.1"), (["192.0.2.0/24"], "198.51.100.7")):
+        pipeline = FakePipeline(IngressSettings(trusted_proxies=trusted))
+        http = TestClient(create_app(pipeline), client=("192.0.2.1", 50000))
+        http.post("/v1/stylize", content=PHOTO, headers={"X-Forwarded-For": "203.0.113.9, 198.51.100.7"})
+        assert pipeline.clients == [known]
 
 
 def test_a_fault_of_ours_shows_no_trace_of_itself() -> None:

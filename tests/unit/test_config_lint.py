@@ -13,6 +13,7 @@ CONFIGS = sorted((ROOT / "configs").glob("*.yaml"))
 PROD: dict[str, Any] = yaml.safe_load((ROOT / "configs" / "prod.yaml").read_text(encoding="utf-8"))
 
 APPLICATION = ("applications", 0)
+INGRESS = (*APPLICATION, "deployments", 0)
 CODEC = (*APPLICATION, "deployments", 1)
 STYLIZER = (*APPLICATION, "deployments", 2)
 
@@ -89,6 +90,13 @@ def test_misspelt_key_is_named_once(findings: Findings, place: Place) -> None:
 def test_key_of_another_deployment_is_unknown_here(findings: Findings) -> None:
     assert findings(changed((*CODEC, "user_config", "default_style"), "toon")) == [
         "applications.0.deployments.1.user_config.default_style: unknown key (known: max_pixels, memory_bytes)"
+    ]
+
+
+def test_ingress_that_could_not_refuse_is_found(findings: Findings) -> None:
+    assert findings(changed((*INGRESS, "max_ongoing_requests"), 48)) == [
+        "applications.0.deployments.0.max_ongoing_requests: 48 is not above queue_most_pictures (48), so a full "
+        "Ingress could not even refuse"
     ]
 
 

@@ -11,7 +11,7 @@ import pytest
 from PIL import ExifTags, Image, ImageCms, ImageOps
 from shared import ROOT, SHARED, files_of, name_of, needs_shared
 
-from serve_app.decode import decode, sniff
+from serve_app.decode import decode, painted_pixels, sniff
 from serve_app.errors import BrokenImage, RequestError, TooManyPixels, TooSmall, UnsupportedFormat
 from serve_app.frames import Order, Photo
 from serve_app.memory import Room
@@ -101,6 +101,22 @@ def test_decode_rounds_down_to_the_styles_multiple() -> None:
     photo = decoded(save(picture(61, 83), "PNG"), multiple=4)
     assert photo.frame.shape == (60, 80, 3)
     assert photo.receipt.resized
+
+
+@pytest.mark.parametrize("turn", [1, 6])
+def test_pixels_that_will_be_painted_are_told_from_the_header(turn: int) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = turn
+    data = save(picture(301, 203), "JPEG", exif=exif)
+    order = Order("toon", 100, 4, "png")
+    painted = decode(data, order, 64_000_000).frame
+    assert painted_pixels(data[:2000], order) == painted.shape[0] * painted.shape[1]
+
+
+def test_header_of_a_picture_that_cannot_be_painted_is_refused() -> None:
+    for data, refusal in ((b"no picture", UnsupportedFormat), (save(picture(4, 400), "PNG"), TooSmall)):
+        with pytest.raises(refusal):
+            painted_pixels(data, Order("toon", 100, 4, "png"))
 
 
 def test_decode_keeps_a_small_picture_as_it_is() -> None:

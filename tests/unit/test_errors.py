@@ -23,9 +23,10 @@ OTHER_ERRORS = [kind for kind in family(AnimeganError) if not issubclass(kind, R
 
 @pytest.mark.parametrize("kind", REQUEST_ERRORS)
 def test_request_error_keeps_everything_across_a_process_border(kind: type[RequestError]) -> None:
-    error = pickle.loads(pickle.dumps(kind("what happened", 10, 20, 30)))  # noqa: S301 made here
+    error = pickle.loads(pickle.dumps(kind("what happened", 10, 20, 30, 40)))  # noqa: S301 made here
     assert type(error) is kind
-    assert (error.detail, error.limit, error.actual, error.retry_after_s) == ("what happened", 10, 20, 30)
+    numbers = error.limit, error.actual, error.retry_after_s, error.position
+    assert (error.detail, *numbers) == ("what happened", 10, 20, 30, 40)
     assert str(error) == "what happened"
 
 
@@ -37,7 +38,7 @@ def test_start_up_error_keeps_its_sentence_across_a_process_border(kind: type[An
 
 
 def test_problem_names_the_refusal_and_its_numbers() -> None:
-    assert TooManyPixels("Send it smaller.", 64, 65, 2).problem() == {
+    assert TooManyPixels("Send it smaller.", 64, 65, 2, 3).problem() == {
         "type": "urn:animegan-serve:too-many-pixels",
         "title": "The picture has too many pixels",
         "status": 413,
@@ -45,6 +46,7 @@ def test_problem_names_the_refusal_and_its_numbers() -> None:
         "detail": "Send it smaller.",
         "limit": 64,
         "actual": 65,
+        "position": 3,
         "retry_after_s": 2,
     }
 
@@ -52,7 +54,7 @@ def test_problem_names_the_refusal_and_its_numbers() -> None:
 def test_problem_leaves_out_numbers_that_are_not_known_but_keeps_zero() -> None:
     members = TooManyPixels("Send it smaller.", actual=0).problem()
     assert members["actual"] == 0
-    assert not {"limit", "retry_after_s"} & members.keys()
+    assert not {"limit", "retry_after_s", "position"} & members.keys()
 
 
 def test_every_refusal_has_a_code_of_its_own_and_a_title() -> None:

@@ -10,8 +10,11 @@ from shared import ROOT
 
 PACKAGE = ROOT / "serve_app"
 FLOORS = {
-    1: {"settings", "errors", "frames", "generator", "convolution", "streaming"},
+    1: {"settings", "errors", "frames", "metrics", "generator", "convolution", "streaming"},
     2: {
+        "admission",
+        "autoscaling",
+        "clients",
         "decode",
         "resize",
         "encode",

@@ -39,7 +39,7 @@ def test_unknown_key_is_named_with_the_key_that_was_meant(
 def test_unknown_key_that_resembles_nothing_is_named_with_all_keys() -> None:
     assert (
         refusal(StylizerSettings, {"zzz": 1}, "Stylizer.user_config")
-        == "Stylizer.user_config.zzz: unknown key (known: max_batch_size, release_after_s, stuck_after_s)"
+        == "Stylizer.user_config.zzz: unknown key (known: max_batch_size, linger_s, release_after_s, stuck_after_s)"
     )
 
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from serve_app.generator import Generator
 from serve_app.settings import ResizeMode
-from serve_app.streaming import Frames, Layer, StripGenerator, windows
+from serve_app.streaming import Frames, Layer, Pool, StripGenerator, windows
 
 SIZES: list[tuple[ResizeMode, int, int]] = [
     *[(mode, *size) for mode in ("align", "half", "tf") for size in ((8, 8), (12, 48), (64, 44), (100, 36))],
@@ -96,7 +96,7 @@ def test_the_order_of_eps_and_weights_is_the_styles_own() -> None:
 def filled(height: int, rows: int, phases: tuple[int, int] = (1, 1)) -> tuple[Layer, Tensor, list[weakref.ref[Tensor]]]:
     """A layer of width 6 and 3 channels in chunks, what it holds, and the planes that hold it."""
     values = torch.randn(2, height, 6, 3)
-    layer = Layer(height, 6, 3, torch.float32)
+    layer = Layer(height, 6, 3, Pool(torch.float32))
     alive = []
     down, across = phases
     for first in range(0, height, rows):

@@ -1,0 +1,14 @@
+"""Names of what the service measures of itself, on Ray's Prometheus port; Ray puts `ray_` before each."""
+
+BATCH_SIZE = "animegan_batch_size"  # pictures
+QUEUE_SECONDS = "animegan_queue_seconds"  # of each picture, from its arrival at a Stylizer to its batch
+BATCH_SECONDS = "animegan_batch_seconds"  # on the device
+WAITING_PICTURES = "animegan_waiting_pictures"  # at a Stylizer
+WAITING_PIXELS = "animegan_waiting_pixels"
+INSIDE_PICTURES = "animegan_inside_pictures"  # let in by an Ingress and not yet answered
+INSIDE_PIXELS = "animegan_inside_pixels"
+PIXELS_PER_SECOND = "animegan_pixels_per_second"  # as an Ingress measures them, and decides by
+REFUSALS = "animegan_refusals"  # by code
+
+BATCH_SIZES = [1.0, 2, 3, 4, 6, 8, 12, 16, 24, 32]
+SECONDS = [0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120]
