@@ -47,6 +47,7 @@ RUNGS = [  # (rung, engine, allocator, height, width, the article's MB and secon
     ("ours: tcmalloc and strips", "strips", "tcmalloc", 768, 1024, ""),
     ("ours: 16-bit storage", "strips-fp16", "tcmalloc", 768, 1024, ""),
     ("ours: bf16 arithmetic", "strips-bf16", "tcmalloc", 768, 1024, ""),
+    ("ours, clearing after each", "strips-clearing", "tcmalloc", 768, 1024, ""),
     ("ours, without the limit", "strips", "tcmalloc", 1200, 1600, ""),
 ]
 ENGINES = ["eager", "eager-nchw", "trace", "compile", "onnxruntime", "openvino", "strips", "strips-fp16", "strips-bf16"]
@@ -228,6 +229,7 @@ ENGINE_MAKERS: dict[str, Callable[[argparse.Namespace], Paint]] = {
     "strips": strips_engine("fp32"),
     "strips-fp16": strips_engine("fp16"),
     "strips-bf16": strips_engine("bf16"),
+    "strips-clearing": lambda options: clearing(ENGINE_MAKERS["strips"](options)),
     "clearing": lambda options: clearing(ENGINE_MAKERS["eager-nchw"](options)),
     "queue": lambda options: queue(ENGINE_MAKERS["trace"](options)),
 }
@@ -290,39 +292,23 @@ def convolution_rate(threads: int) -> float:
 
 
 def bench_engines(options: argparse.Namespace) -> None:
-    """Every engine on its fastest allocator and on the one with its lowest peak.
+    """Every engine on its fastest allocator and on the one with its lowest peak, in fresh processes.
 
-    Which these are is found at the smallest side, one process each; ours and plain torch are measured on all of them,
-    in `--repeats` processes for each figure, others in three.
+    At the smallest side, one process tries each allocator; plain torch is measured on all of them, since its lowest
+    peak is what ours is held against. At larger sides engines are left out that took over `--contenders` times the
+    CPU-seconds of the best rival at the side before.
     """
     prepare_onnx(options)
-    allocators = available_allocators()
+    allocators = [name for name in available_allocators() if name in options.allocators]
     gflop = 210.3 / 512**2  # for each pixel, counted: what fast convolutions leave out counts all the same
     rate = convolution_rate(options.threads) / 1e9
     print(f"a large convolution runs at {rate:.0f} GFLOP/s on {options.threads} threads\n")
-    side = min(options.sides)
-    once = argparse.Namespace(**vars(options) | {"repeats": 1})
-    chosen = {}
-    for engine in options.engines:
-        tried = painted({name: in_fresh_processes(once, engine, name, side, side) for name in allocators})
-        chosen[engine] = {min(tried, key=lambda name: tried[name][key]) for key in ("cpu", "most")}
-        seconds = {name: round(figures["cpu"], 2) for name, figures in tried.items()}
-        print(f"{engine}, CPU-seconds at {side}: {seconds}", flush=True)
-        if engine in ("eager", "strips"):
-            chosen[engine] = set(allocators)
-    compared = ("eager", "strips", "strips-fp16")
-    rivals = argparse.Namespace(**vars(options) | {"repeats": min(options.repeats, 3)})
+    sides = sorted(options.sides)
+    engines = {name: try_allocators(options, name, sides[0], allocators) for name in options.engines}
     rows, everything = [], []
-    for side in options.sides:
-        for engine in options.engines:
-            runs = options if engine in compared else rivals
-            paintings = 3 if side <= 512 else 2
-            measured = painted(
-                {
-                    name: in_fresh_processes(runs, engine, name, side, side, paintings=paintings)
-                    for name in chosen[engine]
-                }
-            )
+    for side in sides:
+        for engine, chosen in engines.items():
+            measured = painted({name: in_fresh_processes(options, engine, name, side, side) for name in chosen})
             everything += [{"side": side, "engine": engine, "allocator": name} | m for name, m in measured.items()]
             fastest = min(measured, key=lambda name: measured[name]["cpu"])
             lowest = min(measured, key=lambda name: measured[name]["peak"])
@@ -340,10 +326,27 @@ def bench_engines(options: argparse.Namespace) -> None:
                 }
             )
             print(rows[-1], flush=True)
+        best = min(row["CPU-s"] for row in rows if row["side"] == side and not is_ours(row["engine"]))
+        slow = [row["engine"] for row in rows if row["side"] == side and row["CPU-s"] > options.contenders * best]
+        engines = {name: chosen for name, chosen in engines.items() if name not in slow}
     print()
     print_table(rows)
     write(options, "engines", rows, all=everything, gflops=rate)
     plot_engines(options, rows)
+
+
+def is_ours(engine: str) -> bool:
+    return engine.startswith("strips")
+
+
+def try_allocators(options: argparse.Namespace, engine: str, side: int, allocators: list[str]) -> list[str]:
+    """Those that an engine is measured on: all for plain torch, for others its fastest and that of its lowest peak."""
+    if engine == "eager":
+        return allocators
+    once = argparse.Namespace(**vars(options) | {"repeats": 1})
+    tried = painted({name: in_fresh_processes(once, engine, name, side, side) for name in allocators})
+    print(f"{engine}, CPU-seconds at {side}: " + ", ".join(f"{n} {f['cpu']:.2f}" for n, f in tried.items()), flush=True)
+    return list(dict.fromkeys(min(tried, key=lambda name: tried[name][key]) for key in ("cpu", "most")))
 
 
 def painted(measured: dict[str, dict[str, float]]) -> dict[str, dict[str, float]]:
@@ -612,6 +615,8 @@ def main() -> None:
     engines = command("engines", bench_engines)
     engines.add_argument("--sides", type=int, nargs="+", default=[512, 1024])
     engines.add_argument("--engines", nargs="+", default=ENGINES, choices=ENGINES)
+    engines.add_argument("--allocators", nargs="+", default=list(ALLOCATORS), choices=list(ALLOCATORS))
+    engines.add_argument("--contenders", type=float, default=1.5, help="times the best rival's CPU-seconds, at most")
     errors = command("errors", bench_errors)
     errors.add_argument("--sides", type=int, nargs="+", default=[512, 1024])
     errors.add_argument("--photo", type=Path, default=ROOT / "serve_app" / "page" / "samples" / "photo.jpg")

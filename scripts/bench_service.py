@@ -40,6 +40,7 @@ ENGINE_NAMES = {"plain": "plain model", "ours": "our engine"}
 # How OpenMP's threads wait for each other. Spinning suits cores that nobody else wants; on two busy ones a team of two
 # took thirty times as long for a 64 x 64 picture.
 WAIT_POLICIES: dict[str, dict[str, str]] = {"spinning": {}, "passive": {"OMP_WAIT_POLICY": "passive"}}
+LEAST_PICTURES = 4  # let in however slow the machine; local.yaml lets in a person's whole folder
 OPEN_LOADS = [0.5, 1, 2, 5]  # multiples of the peak
 RIVAL_LOAD = 2
 READY_TIMEOUT_S = 300
@@ -144,8 +145,10 @@ def stop(server: psutil.Process) -> None:
 
 @contextmanager
 def running_service(options: argparse.Namespace) -> Iterator[tuple[str, psutil.Process]]:
-    """`animegan run` on the config, at a free port of 127.0.0.1."""
+    """`animegan run` on the config, at a free port of 127.0.0.1, with the queue of a public service."""
     config = yaml.safe_load(options.config.read_text())
+    ingress = next(part for part in config["applications"][0]["deployments"] if part["name"] == "Ingress")
+    ingress["user_config"] |= {"queue_time_s": options.queue_time_s, "queue_least_pictures": LEAST_PICTURES}
     port = free_port()
     config["http_options"] |= {"host": "127.0.0.1", "port": port}
     path = options.scratch / "service.yaml"
@@ -280,7 +283,9 @@ def targets(rows: list[Row], bare: dict[int, list[dict[str, float]]], options: a
         overload = f"at {max(options.loads):g} x peak"
         target("peak / bare loop", side, peak / bare_rate(runs), least=0.95)
         target(f"accepted {overload} / peak", side, worst["throughput"] / peak, least=0.9)
-        target(f"p99 of accepted {overload}, s", side, worst["p99_s"])
+        one_batch_s = 1 / peak
+        promised_s = round(options.queue_time_s + one_batch_s, 1)
+        target(f"p99 of accepted {overload}, s", side, worst["p99_s"], most=promised_s)
         refusals = [row["refusal_p99_s"] for row in own.values() if row["refusal_p99_s"] is not None]
         target("p99 of refusals, ms", side, 1000 * max(refusals) if refusals else None, most=250)
         target("5xx and unanswered", side, sum(row["faults"] + row["unanswered"] for row in own.values()), most=0)
@@ -401,6 +406,7 @@ def run(options: argparse.Namespace) -> None:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--config", type=Path, default=CONFIG, help="of the service; default configs/local.yaml")
     parser.add_argument("--sides", type=int, nargs="+", default=[512, 1024])
+    parser.add_argument("--queue-time-s", type=float, default=8, help="the service's setting")
     parser.add_argument("--seconds", type=float, help="of each load; default 40 up to 512, else 60")
     parser.add_argument("--clients", type=int, nargs="+", default=[2, 4, 8], help="of the closed loops")
     parser.add_argument("--loads", type=float, nargs="+", default=OPEN_LOADS, help="of the open loops, in peaks")

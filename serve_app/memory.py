@@ -21,8 +21,8 @@ WORKING_BYTES = 4  # a value in a strip: 16-bit pictures are normalised, and mos
 
 # What allocators keep beside what is in use: holes, rounding, oneDNN's scratch. Measured by `scripts/bench.py sizes`.
 OVERHEAD_BYTES = 8 * MIB
-OVERHEAD_16_BITS = 0.03  # more: strips' float32 lies between their 16-bit chunks
-OVERHEAD = {"cuda": 0.1, "tcmalloc": 0.03, "jemalloc": 0.15, "mimalloc": 0.25, "system": 0.3}
+OVERHEAD_16_BITS = 0.02  # more: strips' float32 comes and goes beside their 16-bit chunks
+OVERHEAD = {"cuda": 0.1, "tcmalloc": 0.08, "jemalloc": 0.15, "mimalloc": 0.25, "system": 0.3}
 
 
 @dataclass(frozen=True)
@@ -97,7 +97,7 @@ def predict_peak_bytes(
     """
     stored = BYTES[precision]
     rows = rows or strip_rows(height, width, batch)
-    peak = max(layer_bytes(layer, height, width, rows, stored) for layer in LAYERS)
+    peak = max(layer_bytes(layer, height, width, rows, stored, batch > 1) for layer in LAYERS)
     frames = 2 * 3 * height * width
     overhead = OVERHEAD[allocator] + (OVERHEAD_16_BITS if stored < WORKING_BYTES else 0)
     return int(batch * (peak + frames) * (1 + overhead)) + OVERHEAD_BYTES
@@ -129,7 +129,7 @@ def largest_side(size: Size, precision: Precision, memory_bytes: int, allocator:
     return low // 4 * 4
 
 
-def layer_bytes(layer: LayerSize, height: int, width: int, rows: int, stored: int) -> int:
+def layer_bytes(layer: LayerSize, height: int, width: int, rows: int, stored: int, is_batch: bool) -> int:
     """Of one picture, while one layer reads and writes."""
     read_width, made_width = -(-width // layer.read_scale), -(-width // layer.made_scale)
     read_pixels = read_width * -(-height // layer.read_scale)
@@ -142,7 +142,8 @@ def layer_bytes(layer: LayerSize, height: int, width: int, rows: int, stored: in
     made = made_rows * made_width * layer.made
     chunk = made * (stored + (WORKING_BYTES if stored < WORKING_BYTES else 0))
     unread = read_rows * read_width * layer.read * stored
-    fast = window + made * WORKING_BYTES // 2 if layer.is_fast else 0  # its planes by phase, and one that is added up
+    # Its planes by phase, and one that is added up; rows of a batch do not lie together, and are copied once more.
+    fast = (1 + is_batch) * window + made * WORKING_BYTES // 2 if layer.is_fast else 0
     return max(before, after) + window + chunk + unread + fast
 
 

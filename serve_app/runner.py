@@ -20,6 +20,7 @@ from serve_app.config_lint import lint
 from serve_app.errors import AnimeganError
 
 POLL_S = 0.5
+STATUS_EVERY_S = 5  # `serve status` takes seconds of a core that the replicas want while they start
 READY_TIMEOUT_S = 300
 STOP_TIMEOUT_S = 90
 
@@ -99,6 +100,7 @@ def port_is_taken(host: str, port: int) -> bool:
 def wait_until_ready(serve: "subprocess.Popen[bytes]", address: str, config: Path) -> None:
     print(f"starting {config} ...", flush=True)
     deadline = time.monotonic() + READY_TIMEOUT_S
+    asked = time.monotonic()
     while time.monotonic() < deadline:
         if serve.poll() is not None:
             raise StartError(
@@ -106,8 +108,10 @@ def wait_until_ready(serve: "subprocess.Popen[bytes]", address: str, config: Pat
             )
         if answers(f"{address}/readyz"):
             return
-        if reason := failure():
-            raise StartError(f"the deployment failed:\n{reason}")
+        if time.monotonic() - asked > STATUS_EVERY_S:
+            if reason := failure():
+                raise StartError(f"the deployment failed:\n{reason}")
+            asked = time.monotonic()
         time.sleep(POLL_S)
     raise StartError(f"the service was not ready after {READY_TIMEOUT_S} s")
 

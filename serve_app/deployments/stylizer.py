@@ -6,7 +6,7 @@ The only deployment whose process imports torch, and only when it is constructed
 import asyncio
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import ray
 from ray import serve
@@ -20,26 +20,20 @@ from serve_app.frames import Frame, Photo, Size
 from serve_app.settings import Settings, StylizerSettings, load_settings
 from serve_app.styles import installed_styles
 
+if TYPE_CHECKING:  # it imports torch
+    from serve_app.stylize import Stylist
+
 Key = tuple[str, Size]  # (style, (height, width)): only such frames share a batch
 
 
 @serve.deployment(user_config={})
 class Stylizer:
     def __init__(self, settings: Settings) -> None:
-        from serve_app.stylize import Stylist
-
-        granted = ray.get_runtime_context().get_assigned_resources()  # type: ignore[no-untyped-call]
-        self.stylist = Stylist(
-            installed_styles(settings.styles_dir),
-            settings,
-            granted.get("GPU", 0),
-            granted.get("CPU", 1),
-            granted.get("memory", 0),
-        )
-        self.stylist.warm_up()
-        print(self.stylist.describe(), flush=True)
-        # One thread: the device paints one batch at a time, and torch keeps one set of workspaces.
+        # One thread for all that torch does: the device paints one batch at a time, torch keeps one set of workspaces,
+        # and OpenMP one team. To a second team, of another thread, there would be more threads than cores.
         self.device = ThreadPoolExecutor(1, thread_name_prefix="device")
+        self.stylist = self.device.submit(make_stylist, settings).result()
+        print(self.stylist.describe(), flush=True)
         self.settings = StylizerSettings()
         self.watch = Watch()
         self.batcher: Batcher[Key, Frame, Frame] = Batcher(
@@ -102,6 +96,21 @@ class Stylizer:
         running_s = self.batcher.running_for_s()
         if running_s > self.settings.stuck_after_s:
             raise RuntimeError(f"the batch on the device has run for {running_s:.0f} s")
+
+
+def make_stylist(settings: Settings) -> "Stylist":
+    from serve_app.stylize import Stylist
+
+    granted = ray.get_runtime_context().get_assigned_resources()  # type: ignore[no-untyped-call]
+    stylist = Stylist(
+        installed_styles(settings.styles_dir),
+        settings,
+        granted.get("GPU", 0),
+        granted.get("CPU", 1),
+        granted.get("memory", 0),
+    )
+    stylist.warm_up()
+    return stylist
 
 
 class Watch:

@@ -12,7 +12,10 @@ from serve_app.styles import Style
 
 @pytest.fixture(scope="session")
 def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
-    """One service for all tests of this folder: configs/local.yaml with batches, a short queue and a second style."""
+    """One service for all tests of this folder: configs/local.yaml with batches, a short queue and a second style.
+
+    Clients are told apart by X-Forwarded-For.
+    """
     from seeding import seeded_state
 
     folder = tmp_path_factory.mktemp("service")
@@ -20,7 +23,8 @@ def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
     address = changed_config(
         LOCAL_CONFIG,
         config,
-        Stylizer={"user_config": {"max_batch_size": 4}, "max_queued_requests": 8},
+        Ingress={"user_config": {"queue_time_s": 4, "queue_least_pictures": 20, "trusted_proxies": ["127.0.0.0/8"]}},
+        Stylizer={"user_config": {"max_batch_size": 4}},
     )
     styles = folder / "styles"
     checkpoint = SHARED / "weights" / "hayao_99.pt"

@@ -1,6 +1,8 @@
 """The real graph: real Ray, real HTTP, the shipped style, no GPU."""
 
 import re
+import socket
+import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -9,7 +11,7 @@ import psutil
 import pytest
 import requests
 from pictures import opened, photo_bytes
-from service import Service
+from service import Service, wait_for
 from shared import SHARED, files_of, name_of, needs_shared
 
 TOO_SMALL = {"tiny_1x1_prophoto.png", "tiny_2x2.png"}
@@ -137,15 +139,72 @@ def test_metadata_never_leaves(service: Service) -> None:
         assert "icc_profile" not in painted.info
 
 
-def test_a_burst_beyond_the_queue_is_refused_politely(service: Service) -> None:
-    photos = [photo_bytes(256, 256, seed=seed) for seed in range(40)]
-    with ThreadPoolExecutor(40) as pool:
-        answers = list(pool.map(lambda photo: stylize(service, photo), photos))
-    statuses = {answer.status_code for answer in answers}
-    assert statuses == {200, 429}
-    refused = next(answer for answer in answers if answer.status_code == 429)
-    assert int(refused.headers["Retry-After"]) >= 1
-    assert problem(refused)["code"] == "too-busy"
+def burst(service: Service, count: int, side: int, client: str = "198.51.100.1") -> list[requests.Response]:
+    """Answers to so many pictures sent at once by one client."""
+    photos = [photo_bytes(side, side, seed=seed) for seed in range(count)]
+    with ThreadPoolExecutor(count) as pool:
+        return list(pool.map(lambda photo: stylize(service, photo, {"X-Forwarded-For": client}), photos))
+
+
+def test_burst_that_fits_is_never_refused(service: Service) -> None:
+    answers = burst(service, 16, 128)  # four fifths of queue_least_pictures
+    assert [answer.status_code for answer in answers] == [200] * 16
+
+
+def test_burst_beyond_the_queue_is_refused_at_the_door(service: Service) -> None:
+    answers = burst(service, 40, 320)
+    assert {answer.status_code for answer in answers} == {200, 429}
+    for refused in (answer for answer in answers if answer.status_code == 429):
+        document = problem(refused)
+        assert document["code"] == "too-busy"
+        assert document["actual"] > document["limit"] > 0
+        assert document["position"] >= 16
+        assert int(refused.headers["Retry-After"]) == document["retry_after_s"] >= 1
+        assert f"{document['position']} pictures are waiting" in document["detail"]
+
+
+def test_burst_of_one_client_shuts_no_other_out(service: Service) -> None:
+    with ThreadPoolExecutor(1) as pool:
+        greedy = pool.submit(burst, service, 40, 320)
+        time.sleep(1)
+        newcomer = stylize(service, photo_bytes(64, 64), {"X-Forwarded-For": "198.51.100.2"})
+        assert not greedy.done()
+        assert newcomer.status_code == 200
+        assert 429 in {answer.status_code for answer in greedy.result()}
+
+
+def test_picture_past_its_time_is_answered_408_and_never_painted(service: Service) -> None:
+    with ThreadPoolExecutor(9) as pool:
+        began = time.monotonic()
+        first = pool.submit(stylize, service, photo_bytes(1024, 1024))
+        time.sleep(0.5)
+        late = [pool.submit(stylize, service, photo_bytes(1024, 1024, seed=n), timeout_s=0.5) for n in range(8)]
+        answers = [answer.result() for answer in late]
+        assert first.result().status_code == 200
+    one_s = time.monotonic() - began
+    assert {(answer.status_code, problem(answer)["code"]) for answer in answers} == {(408, "deadline-exceeded")}
+    began = time.monotonic()
+    assert stylize(service, photo_bytes(64, 64)).status_code == 200
+    assert time.monotonic() - began < 4 * one_s  # had the eight been painted, it would have waited for eight times that
+
+
+def test_client_that_goes_away_frees_its_place_and_its_work(service: Service) -> None:
+    host, port = service.address.removeprefix("http://").split(":")
+    began = time.monotonic()
+    assert stylize(service, photo_bytes(1024, 1024)).status_code == 200
+    one_s = time.monotonic() - began
+    connections = []
+    for seed in range(16):
+        photo = photo_bytes(1024, 1024, seed=seed)
+        head = f"POST /v1/stylize HTTP/1.1\r\nHost: x\r\nX-Forwarded-For: 198.51.100.3\r\nContent-Length: {len(photo)}"
+        connections.append(socket.create_connection((host, int(port))))
+        connections[-1].sendall(f"{head}\r\n\r\n".encode() + photo)
+    wait_for(lambda: 429 in {answer.status_code for answer in burst(service, 8, 64, "198.51.100.3")}, 30)
+    for connection in connections:
+        connection.close()
+    began = time.monotonic()
+    wait_for(lambda: {answer.status_code for answer in burst(service, 16, 64, "198.51.100.3")} == {200}, 60)
+    assert time.monotonic() - began < 8 * one_s  # of sixteen
 
 
 def test_only_the_stylizers_process_holds_torch(service: Service) -> None:

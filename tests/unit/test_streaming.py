@@ -165,3 +165,22 @@ def test_windows_together_are_the_reflected_picture(
     for window in windows(Counting(height, width), like, pads, kernel, stride, rows):
         assert torch.equal(window, padded[:, at : at + window.shape[1]])
         at += rows * stride
+
+
+def test_16_bit_chunks_lie_where_those_that_were_read_lay() -> None:
+    pool = Pool(torch.float16)
+    planes = torch.randn(2, 1, 4, 6, 3)
+    storage, chunk = pool.put_by([[planes[0]], [planes[1]]])
+    assert torch.equal(chunk[1][0], planes[1].half())
+    pool.give_back(storage)
+    again, _ = pool.put_by([[planes.flatten(0, 1)]])
+    assert again is storage
+    other, _ = pool.put_by([[planes[0]]])
+    pool.give_back(storage)  # of a size that is written no more
+    assert pool.put_by([[planes[1]]])[0] is not storage
+    assert other is not storage
+
+
+def test_float32_chunks_stay_where_they_are() -> None:
+    plane = torch.randn(1, 4, 6, 3)
+    assert Pool(torch.float32).put_by([[plane]]) == (None, [[plane]])
