@@ -160,7 +160,7 @@ def percentile(values: list[float], percent: float) -> float:
 
 
 async def measure_loads(loads: list[Load], make: Callable[[], Submit]) -> list[dict[str, float]]:
-    """All loads side by side, each with a batcher and a device of its own: everything sleeps."""
+    """All loads side by side, each with a batcher and a device of its own, since everything sleeps."""
     return await asyncio.gather(*(measure_load(load, make()) for load in loads))
 
 
@@ -263,7 +263,7 @@ def measure_litserve(waits_ms: list[int | None], loads: list[Load]) -> list[list
             try:
                 return await measure_load(load, self._submit)
             finally:
-                self.requests.put(_SENTINEL_VALUE)  # an idle loop that waits 0 ms keeps a core busy
+                self.requests.put(_SENTINEL_VALUE)
 
         async def _submit(self, picture: Picture) -> Painted:
             number, _ = picture
@@ -279,18 +279,22 @@ def measure_litserve(waits_ms: list[int | None], loads: list[Load]) -> list[list
                 else:
                     loop.call_soon_threadsafe(self.orders[number].set_result, painted)
 
-    async def measure_all(workers: list[Worker]) -> list[dict[str, float]]:
-        return await asyncio.gather(
-            *(worker.measure(load) for worker, load in zip(workers, loads, strict=True)),
-        )
+    def side_by_side(wait_ms: int, some: list[Load]) -> list[dict[str, float]]:
+        workers = [Worker(wait_ms) for _ in some]
 
-    rows = []
-    for wait_ms in waits_ms:
-        workers = [Worker(wait_ms or 0) for _ in loads]
-        rows.append(asyncio.run(measure_all(workers)))
+        async def measure_all() -> list[dict[str, float]]:
+            return await asyncio.gather(*(worker.measure(load) for worker, load in zip(workers, some, strict=True)))
+
+        rows = asyncio.run(measure_all())
         for worker in workers:
             worker.process.join()
-    return rows
+        return rows
+
+    # An idle loop that waits 0 ms keeps a core busy: side by side they would take the cores from each other.
+    return [
+        side_by_side(wait_ms, loads) if wait_ms else [row for load in loads for row in side_by_side(0, [load])]
+        for wait_ms in waits_ms
+    ]
 
 
 def measure_bentoml(waits_ms: list[int | None], loads: list[Load]) -> list[list[dict[str, float]]]:
@@ -373,7 +377,7 @@ def run(options: argparse.Namespace) -> None:
         "batching",
         rows,
         targets=targets,
-        versions=versions,
+        versions=sorted(set(versions)),
         pictures=options.pictures,
         device=f"{1000 * FIXED_S:g} + {1000 * EACH_S:g} n ms, at most {MAX_BATCH_SIZE} together",
         command=shlex.join(["scripts/" + Path(sys.argv[0]).name, *sys.argv[1:]]),

@@ -21,8 +21,7 @@ WORKING_BYTES = 4  # a value in a strip: 16-bit pictures are normalised, and mos
 
 # What allocators keep beside what is in use: holes, rounding, oneDNN's scratch. Measured by `scripts/bench.py sizes`.
 OVERHEAD_BYTES = 8 * MIB
-OVERHEAD_16_BITS = 0.02  # more: strips' float32 comes and goes beside their 16-bit chunks
-OVERHEAD = {"cuda": 0.1, "tcmalloc": 0.08, "jemalloc": 0.15, "mimalloc": 0.25, "system": 0.3}
+OVERHEAD = {"cuda": 0.1, "tcmalloc": 0.08, "jemalloc": 0.28, "mimalloc": 0.35, "system": 0.6}
 
 
 @dataclass(frozen=True)
@@ -99,8 +98,7 @@ def predict_peak_bytes(
     rows = rows or strip_rows(height, width, batch)
     peak = max(layer_bytes(layer, height, width, rows, stored, batch > 1) for layer in LAYERS)
     frames = 2 * 3 * height * width
-    overhead = OVERHEAD[allocator] + (OVERHEAD_16_BITS if stored < WORKING_BYTES else 0)
-    return int(batch * (peak + frames) * (1 + overhead)) + OVERHEAD_BYTES
+    return int(batch * (peak + frames) * (1 + OVERHEAD[allocator])) + OVERHEAD_BYTES
 
 
 def fitting_rows(
