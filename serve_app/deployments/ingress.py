@@ -32,6 +32,9 @@ READY_CACHE_S = 1.0  # load balancers ask often, and each question goes to Serve
 WAITING_THREADS = 256  # made as needed; more than any max_ongoing_requests of an Ingress
 Boxed = list["ray.ObjectRef[Any]"]  # one reference, out of Serve's sight
 
+BEHIND_THE_DOOR_S = (
+    3  # Retry-After of Serve's own queues, as in prod.yaml: they are full only if the settings do not fit
+)
 WALKS = 3  # of one photograph: painting is pure, so what was on a process that died is sent again
 
 
@@ -148,10 +151,7 @@ class Ingress:
             answer: Picture | RequestError = await step
             return answer
         except BackPressureError:  # Serve's own queues, which stand behind the door
-            retry_after_s = 1 + round(self.door.backlog_pixels / max(self.door.pixels_per_second, 1e6))
-            raise TooBusy(
-                f"Too many pictures are waiting; try again in {retry_after_s} s.", retry_after_s=retry_after_s
-            ) from None
+            raise TooBusy("Too many pictures are waiting; try again shortly.", None, None, BEHIND_THE_DOOR_S) from None
         except asyncio.CancelledError:  # the client has gone away, or its time is over
             if step is not None:
                 step.cancel()
