@@ -24,12 +24,13 @@ from typing import Any
 
 import psutil
 import yaml
-from bench_service import CONFIG, PATH, family, free_port, running
 from load import run_load
 from reporting import print_table, write
-from soak import role
+from rival_servers import PATH
+from servers import family, free_port, role, running
 
 ROOT = Path(__file__).resolve().parent.parent
+CONFIG = ROOT / "configs" / "local.yaml"
 PAINT_S = 0.25
 CLIENTS = 4  # for each Stylizer: one is painted, others decoded, encoded and waiting
 STYLIZER_CPUS = 0.05  # so that all fit on two cores

@@ -13,24 +13,20 @@ import argparse
 import json
 import math
 import os
-import signal
-import socket
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import psutil
-import requests
 import yaml
 from load import run_load
 from reporting import MB, print_table, write
-from rival_servers import PATH, READY_PATH
-from soak import role
+from rival_servers import PATH
+from servers import ANIMEGAN, family, free_port, role, running
 
 ROOT = Path(__file__).resolve().parent.parent
 CONFIG = ROOT / "configs" / "local.yaml"
@@ -43,8 +39,6 @@ WAIT_POLICIES: dict[str, dict[str, str]] = {"spinning": {}, "passive": {"OMP_WAI
 LEAST_PICTURES = 4  # let in however slow the machine; local.yaml lets in a person's whole folder
 OPEN_LOADS = [0.5, 1, 2, 5]  # multiples of the peak
 RIVAL_LOAD = 2
-READY_TIMEOUT_S = 300
-STOP_TIMEOUT_S = 120
 SAMPLE_S = 1.0
 
 Row = dict[str, Any]
@@ -87,60 +81,12 @@ class Watch(threading.Thread):
                 self.stylizer_rss = [*self.stylizer_rss[:1], process.memory_info().rss]
 
 
-def family(process: psutil.Process) -> list[psutil.Process]:
-    return [process, *process.children(recursive=True)]
-
-
 def pss_bytes(process: psutil.Process) -> int:
     """0 of a process that has ended."""
     with suppress(OSError):
         lines = Path(f"/proc/{process.pid}/smaps_rollup").read_text().splitlines()
         return sum(int(line.split()[1]) * 1024 for line in lines if line.startswith("Pss:"))
     return 0
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
-@contextmanager
-def running(command: list[str], port: int, log: Path, **variables: str) -> Iterator[psutil.Process]:
-    """A server from when it says that it is ready; every process of it has ended afterwards."""
-    url = f"http://127.0.0.1:{port}{READY_PATH}"
-    with log.open("w") as output:
-        server = psutil.Popen(
-            command, stdout=output, stderr=subprocess.STDOUT, cwd=log.parent, env=os.environ | variables
-        )
-    try:
-        deadline = time.monotonic() + READY_TIMEOUT_S
-        while not answers(url):
-            if server.poll() is not None or time.monotonic() > deadline:
-                raise SystemExit(f"the server did not start; see {log}")
-            time.sleep(0.5)
-        yield server
-    finally:
-        stop(server)
-
-
-def answers(url: str) -> bool:
-    with suppress(requests.RequestException):
-        return requests.get(url, timeout=5).status_code == 200
-    return False
-
-
-def stop(server: psutil.Process) -> None:
-    """In order, then by force what is left."""
-    with suppress(psutil.NoSuchProcess):
-        tree = family(server)
-        server.send_signal(signal.SIGTERM)
-        psutil.wait_procs([server], STOP_TIMEOUT_S)
-        _, alive = psutil.wait_procs(tree, 10)
-        for process in alive:
-            with suppress(psutil.NoSuchProcess):
-                process.kill()
-        psutil.wait_procs(alive, 10)
 
 
 @contextmanager
@@ -153,8 +99,7 @@ def running_service(options: argparse.Namespace) -> Iterator[tuple[str, psutil.P
     config["http_options"] |= {"host": "127.0.0.1", "port": port}
     path = options.scratch / "service.yaml"
     path.write_text(yaml.safe_dump(config))
-    start = "import sys; from serve_app.cli import main; sys.exit(main())"
-    with running([sys.executable, "-c", start, "run", str(path)], port, options.scratch / "service.log") as server:
+    with running([*ANIMEGAN, "run", str(path)], port, options.scratch / "service.log") as server:
         yield f"http://127.0.0.1:{port}{PATH}", server
 
 

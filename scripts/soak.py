@@ -2,11 +2,7 @@
 
 import io
 import random
-import re
-import signal
 import socket
-import subprocess
-import sys
 import threading
 import time
 from collections import Counter
@@ -20,6 +16,7 @@ import psutil
 import requests
 import yaml
 from PIL import Image
+from servers import ANIMEGAN, free_port, role, running
 
 ROOT = Path(__file__).resolve().parent.parent
 CLIENTS = 4
@@ -28,7 +25,6 @@ ABORTED = 0.05  # of the uploads, broken off half-way
 BROKEN = 0.02  # of the uploads, cut short
 FORMATS = ["JPEG", "PNG", "WEBP"]
 ANSWERS = ["jpeg", "webp", "png"]
-TITLE = re.compile(r"ray::ServeReplica:animegan:(\w+)|ray::(ProxyActor|ServeController)")
 
 
 class Soak:
@@ -41,7 +37,7 @@ class Soak:
 
     def __init__(self, count: int, folder: Path) -> None:
         self.count = count
-        self.folder = folder
+        self.folder = folder.resolve()
         self.outcomes: Counter[str] = Counter()
         self.samples: list[dict[str, Any]] = []
         self._sent = 0
@@ -50,30 +46,12 @@ class Soak:
     def run(self) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
         config = yaml.safe_load((ROOT / "configs" / "local.yaml").read_text())
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            port = config["http_options"]["port"] = probe.getsockname()[1]
+        port = config["http_options"]["port"] = free_port()
         path = self.folder / "soak.yaml"
         path.write_text(yaml.safe_dump(config))
         self.address = ("127.0.0.1", port)
-        with (self.folder / "soak.log").open("w+") as log:
-            command = [
-                sys.executable,
-                "-c",
-                "import sys; from serve_app.cli import main; sys.exit(main())",
-                "run",
-                path,
-            ]
-            service = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, cwd=ROOT)
-            try:
-                while "ready:" not in (self.folder / "soak.log").read_text():
-                    if service.poll() is not None:
-                        raise SystemExit(f"the service did not start; see {self.folder / 'soak.log'}")
-                    time.sleep(0.5)
-                self._send_all(psutil.Process(service.pid))
-            finally:
-                service.send_signal(signal.SIGINT)
-                service.wait(120)
+        with running([*ANIMEGAN, "run", str(path)], port, self.folder / "soak.log") as service:
+            self._send_all(service)
 
     def _send_all(self, service: psutil.Process) -> None:
         processes = {name: process for process in service.children(recursive=True) if (name := role(process))}
@@ -118,13 +96,6 @@ def photograph(seed: int, height: int, width: int, format: str) -> bytes:
     buffer = io.BytesIO()
     Image.fromarray(patches).resize((width, height), Image.Resampling.BICUBIC).save(buffer, format)
     return buffer.getvalue()
-
-
-def role(process: psutil.Process) -> str | None:
-    with suppress(psutil.Error):
-        if found := TITLE.search(" ".join(process.cmdline())):
-            return found[1] or found[2]
-    return None
 
 
 def private_bytes(process: psutil.Process) -> int:

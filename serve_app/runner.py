@@ -9,10 +9,12 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
+import psutil
 import requests
 import yaml
 
@@ -20,6 +22,7 @@ from serve_app.config_lint import lint
 from serve_app.errors import AnimeganError
 
 POLL_S = 0.5
+DASHBOARD_PORTS = range(8265, 8316)  # of which a Ray takes the first that is free
 STATUS_EVERY_S = 5  # `serve status` takes seconds of a core that the replicas want while they start
 READY_TIMEOUT_S = 300
 STOP_TIMEOUT_S = 90
@@ -109,7 +112,7 @@ def wait_until_ready(serve: "subprocess.Popen[bytes]", address: str, config: Pat
         if answers(f"{address}/readyz"):
             return
         if time.monotonic() - asked > STATUS_EVERY_S:
-            if reason := failure():
+            if reason := failure(dashboard_address(serve.pid)):
                 raise StartError(f"the deployment failed:\n{reason}")
             asked = time.monotonic()
         time.sleep(POLL_S)
@@ -123,11 +126,31 @@ def answers(url: str) -> bool:
         return False
 
 
-def failure() -> str | None:
-    """Why an application failed to deploy, as `serve status` tells it; None while it has not."""
+def dashboard_address(pid: int) -> str | None:
+    """That of the Ray which a process has started; None of one that has joined a cluster or starts none.
+
+    `serve status` by itself asks at port 8265, whoever's Ray that is.
+    """
+    with suppress(psutil.Error):
+        for process in psutil.Process(pid).children(recursive=True):
+            if any(part.endswith("dashboard/dashboard.py") for part in process.cmdline()):
+                for connection in process.net_connections("tcp"):
+                    if connection.status == psutil.CONN_LISTEN and connection.laddr.port in DASHBOARD_PORTS:
+                        return f"http://127.0.0.1:{connection.laddr.port}"
+    return None
+
+
+def failure(dashboard: str | None) -> str | None:
+    """Why an application failed to deploy, as `serve status` tells it; None while it has not.
+
+    Args:
+        dashboard: address of a Ray; None is the one that the environment names.
+    """
     command = [sys.executable, "-m", "ray.serve.scripts", "status"]
     # A Ray started on this machine guards its dashboard with a token that its own commands find in the home folder.
     environment = {"RAY_AUTH_MODE": "token"} | os.environ
+    if dashboard:
+        environment["RAY_DASHBOARD_ADDRESS"] = dashboard
     try:
         output = subprocess.run(command, capture_output=True, text=True, timeout=30, env=environment).stdout
         applications: dict[str, Any] = yaml.safe_load(output)["applications"]

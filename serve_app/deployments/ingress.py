@@ -129,14 +129,14 @@ class Ingress:
 
     async def walk_again(self, data: bytes, order: Order, limit: asyncio.Timeout) -> Picture | RequestError:
         """Walks anew when a replica or its node has died with the photograph on it."""
-        for walk in range(1, WALKS + 1):
+        for _ in range(WALKS - 1):
             try:
                 return await self.walk(data, order, limit)
             except (RayError, RayServeException) as error:  # the latter where a step's input died with its maker
-                if walk == WALKS or not is_lost(error):
+                if not is_lost(error):
                     raise
                 logger.warning("a replica was lost with a picture on it (%s); it is sent again", type(error).__name__)
-        raise AssertionError  # the last walk returns or raises
+        return await self.walk(data, order, limit)
 
     async def walk(self, data: bytes, order: Order, limit: asyncio.Timeout) -> Picture | RequestError:
         """The whole road: encode(stylize(decode(photo))). Frames pass by reference, from replica to replica."""

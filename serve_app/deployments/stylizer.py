@@ -75,6 +75,7 @@ class Stylizer:
 
     async def _paint(self, key: Key, frames: list[Frame]) -> list[Frame | Exception]:
         style, _ = key
+        self.watch.tell(self.batcher)
         loop = asyncio.get_running_loop()
         if self.releasing is not None:
             self.releasing.cancel()
@@ -89,6 +90,11 @@ class Stylizer:
         """What `autoscaling.PixelBacklog` decides by."""
         self.watch.tell(self.batcher)
         return self.watch.work.report(self.batcher.waiting_pixels, self.batcher.running_for_s())
+
+    async def __del__(self) -> None:
+        """Serve calls it once the replica takes no requests any more."""
+        await self.batcher.drain()
+        self.device.shutdown()
 
     def check_health(self) -> None:
         """By progress: a device that hangs would pass a check that only asks whether the process answers."""

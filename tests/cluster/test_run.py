@@ -3,6 +3,7 @@
 import signal
 import socket
 import subprocess
+from contextlib import suppress
 from pathlib import Path
 
 import psutil
@@ -48,10 +49,14 @@ def run_to_its_end(config: Path) -> subprocess.CompletedProcess[str]:
     return subprocess.run([*ANIMEGAN, "run", str(config)], capture_output=True, text=True, cwd=ROOT, timeout=300)
 
 
-def test_a_failed_deployment_prints_why_and_exits(tmp_path: Path) -> None:
+def test_a_failed_deployment_prints_why_and_exits_beside_another_ray(tmp_path: Path) -> None:
     config = tmp_path / "config.yaml"
     changed_config(LOCAL_CONFIG, config, Ingress={"user_config": {"default_style": "missing"}})
-    outcome = run_to_its_end(config)
+    with socket.socket() as other:
+        with suppress(OSError):  # in use already, which is as good: our Ray's dashboard must take another port
+            other.bind(("127.0.0.1", 8265))
+            other.listen()
+        outcome = run_to_its_end(config)
     assert outcome.returncode == 1
     assert "the deployment failed" in outcome.stderr
     assert "There is no style 'missing' here; installed are: toon." in outcome.stderr
