@@ -404,13 +404,18 @@ def plot_engines(options: argparse.Namespace, rows: list[dict[str, Any]]) -> Non
 
     figure, axes = plt.subplots(1, len(options.sides), figsize=(6 * len(options.sides), 4.5), squeeze=False)
     for axis, side in zip(axes[0], options.sides, strict=True):
-        for row in (row for row in rows if row["side"] == side):
-            ours = row["engine"].startswith("strips")
-            axis.scatter(row["CPU-s"], row["its peak MB"], color="tab:red" if ours else "tab:blue")
-            axis.annotate(row["engine"], (row["CPU-s"], row["its peak MB"]), textcoords="offset points", xytext=(5, 4))
+        group = [row for row in rows if row["side"] == side]
+        widest, highest = (max(row[key] for row in group) for key in ("CPU-s", "its peak MB"))
+        for row in group:
+            x, y = row["CPU-s"], row["its peak MB"]
+            axis.scatter(x, y, color="tab:red" if is_ours(row["engine"]) else "tab:blue")
+            # A label stands at the right, unless it would cover another point.
+            is_near = any(0 < r["CPU-s"] - x < widest / 4 and abs(r["its peak MB"] - y) < highest / 18 for r in group)
+            place: dict[str, Any] = {"xytext": (-7, -4), "ha": "right"} if is_near else {"xytext": (7, -4)}
+            axis.annotate(row["engine"], (x, y), textcoords="offset points", **place)
         axis.set(title=f"{side} x {side}", xlabel="CPU-seconds a picture", ylabel="peak over idle, MB")
-        axis.set_xlim(left=0)
-        axis.set_ylim(bottom=0)
+        axis.set_xlim(0, 1.3 * widest)
+        axis.set_ylim(0, 1.1 * highest)
     figure.tight_layout()
     figure.savefig(options.out / "engines.png", dpi=110)
 
