@@ -516,6 +516,7 @@ def plot_ladder(options: argparse.Namespace, rows: list[dict[str, Any]]) -> None
     left.barh(names, [row["peak MB"] if row["peak MB"] != "does not fit" else 0 for row in rows], color=colours)
     right.barh(names, [row["s"] for row in rows], color=colours)
     left.set(xlabel="peak over idle, MB")
+    left.locator_params(axis="x", nbins=5)
     right.set(xlabel="seconds")
     left.invert_yaxis()
     figure.tight_layout()
