@@ -91,11 +91,6 @@ class Stylizer:
         self.watch.tell(self.batcher)
         return self.watch.work.report(self.batcher.waiting_pixels, self.batcher.running_for_s())
 
-    async def __del__(self) -> None:
-        """Serve calls it once the replica takes no requests any more."""
-        await self.batcher.drain()
-        self.device.shutdown()
-
     def check_health(self) -> None:
         """By progress: a device that hangs would pass a check that only asks whether the process answers."""
         self.watch.tell(self.batcher)
