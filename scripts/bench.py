@@ -1,4 +1,4 @@
-"""Figures, each of fresh processes in one run: `engines`, `errors`, `sizes`, `ladder`, `soak` and `profile`.
+"""Figures, each of fresh processes in one run; `--help` lists the commands.
 
 Peak is the process's VmHWM over its idle VmRSS, once the model is loaded and has painted one 64 x 64 picture. Time is
 the median of the paintings after the first, as a service paints many. Each command prints a table, and writes it with

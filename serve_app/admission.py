@@ -49,14 +49,20 @@ class Full(Exception):
         actual_pixels: that there would have been.
         position: pictures before it.
         retry_after_s: until enough of them are painted, 1 to 3600.
+        own: pictures of the same client's before it.
+        is_share: only for what the client holds already; another one's picture would have been let in.
     """
 
-    def __init__(self, limit_pixels: int, actual_pixels: int, position: int, retry_after_s: int) -> None:
-        super().__init__(limit_pixels, actual_pixels, position, retry_after_s)
+    def __init__(
+        self, limit_pixels: int, actual_pixels: int, position: int, retry_after_s: int, own: int, is_share: bool
+    ) -> None:
+        super().__init__(limit_pixels, actual_pixels, position, retry_after_s, own, is_share)
         self.limit_pixels = limit_pixels
         self.actual_pixels = actual_pixels
         self.position = position
         self.retry_after_s = retry_after_s
+        self.own = own
+        self.is_share = is_share
 
 
 @dataclass
@@ -158,9 +164,10 @@ class Door:
         """
         self._look_at_clock()
         if self._inside.pictures:
-            may_stay = self._may_stay(client, pixels)
+            own = self._clients.get(client, Load())
+            may_stay = self._may_stay(own, pixels)
             if may_stay < 1:
-                raise self._full(pixels, max(may_stay, 0.0))
+                raise self._full(own, pixels, max(may_stay, 0.0))
         own = self._clients.setdefault(client, Load())
         for load in (own, self._inside):
             load.pictures += 1
@@ -184,9 +191,9 @@ class Door:
             self._rate.work(now - self._seen_s)
         self._seen_s = now
 
-    def _may_stay(self, client: str, pixels: int) -> float:
+    def _may_stay(self, own: Load, pixels: int) -> float:
         """The part of what is inside that leaves room for this picture; 1 or more if it can come in now."""
-        limits, inside, own = self.limits, self._inside, self._clients.get(client, Load())
+        limits, inside = self.limits, self._inside
         in_time = self._rate.per_second() * limits.queue_time_s  # 0 before it is known: promise no more than the least
         return min(
             part_that_may_stay(limits.most_pictures, inside.pictures, own.pictures, 1),
@@ -197,7 +204,7 @@ class Door:
             ),
         )
 
-    def _full(self, pixels: int, may_stay: float) -> Full:
+    def _full(self, own: Load, pixels: int, may_stay: float) -> Full:
         inside, rate = self._inside, self._rate.per_second()
         must_leave = (1 - may_stay) * inside.pixels + inside.pixels / inside.pictures  # one more: they leave whole
         # Before anything was painted, all that is known is how long the first has taken already.
@@ -207,6 +214,8 @@ class Door:
             inside.pixels + pixels,
             inside.pictures,
             math.ceil(min(max(seconds, 1), MOST_RETRY_AFTER_S)),
+            own.pictures,
+            self._may_stay(Load(), pixels) >= 1,
         )
 
 

@@ -1,6 +1,7 @@
 """The command `animegan`."""
 
 import argparse
+import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -22,6 +23,9 @@ def main() -> int:
     command: Callable[[argparse.Namespace], int] = options.command
     try:
         return command(options)
+    except BrokenPipeError:  # `| head` has read enough; what is still buffered must not fail once more at exit
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
     except (AnimeganError, OSError) as error:
         print(f"animegan: {error}", file=sys.stderr)
         return 1

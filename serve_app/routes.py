@@ -15,6 +15,7 @@ from fastapi.responses import FileResponse, JSONResponse, Response
 from fastapi_offline import FastAPIOffline
 from pydantic import BaseModel, ConfigDict, Field
 from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
 from starlette.staticfiles import StaticFiles
 
 from serve_app.clients import client_address
@@ -29,6 +30,7 @@ logger = logging.getLogger(__name__)
 
 PAGE = Path(__file__).parent / "page"
 PROBLEM = "application/problem+json"
+CLIENT_CLOSED_REQUEST = 499  # in access logs, as nginx has it
 
 
 class Pipeline(Protocol):
@@ -133,7 +135,7 @@ RECEIPT_HEADERS = {
     "X-Original-Size": "Width x height of the photograph, upright.",
     "X-Painted-Size": "Width x height of the painting.",
     "X-Resized": "true exactly when the two differ.",
-    "Server-Timing": "Milliseconds of decode, queue, paint and encode.",
+    "Server-Timing": "Milliseconds of decode, queue (all waiting on the way), paint and encode.",
 }
 PAINTED: dict[int | str, dict[str, Any]] = {
     200: {
@@ -157,6 +159,7 @@ def create_app(pipeline: Pipeline) -> FastAPI:
     app.add_exception_handler(RequestError, answer_refusal)
     app.add_exception_handler(RequestValidationError, answer_invalid)
     app.add_exception_handler(HTTPException, answer_http_error)
+    app.add_exception_handler(ClientDisconnect, answer_nobody)
     app.add_exception_handler(Exception, answer_fault)
 
     @app.post(
@@ -303,6 +306,11 @@ async def answer_http_error(request: Request, error: Exception) -> Response:
         "detail": f"{request.method} {request.url.path}: {error.detail}.",
     }
     return JSONResponse(document, error.status_code, error.headers, PROBLEM)
+
+
+async def answer_nobody(request: Request, error: Exception) -> Response:
+    """The client broke its upload off: nobody reads this, and it is no fault to log."""
+    return Response(status_code=CLIENT_CLOSED_REQUEST)
 
 
 async def answer_fault(request: Request, error: Exception) -> Response:

@@ -7,6 +7,7 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import ray
@@ -70,13 +71,14 @@ class Ingress:
 
     async def stylize(self, data: bytes, order: Order, client: str) -> Picture:
         """Lets the photograph in, before anything is decoded, and sends it along the road."""
+        began = time.monotonic()
         try:
             pixels = await asyncio.to_thread(painted_pixels, data, order)
             with self.admitted(client, pixels):
                 answer = await self.in_time(data, order)
                 if isinstance(answer, RequestError):
                     raise answer
-                return answer
+                return with_waits(answer, time.monotonic() - began)
         except RequestError as refusal:
             self.refusals.inc(tags={"code": refusal.code})
             raise
@@ -91,9 +93,11 @@ class Ingress:
         try:
             ticket = self.door.enter(client, pixels)
         except Full as full:
+            reason = "and there is no room for another"
+            if full.is_share:
+                reason = f"{full.own} of them yours, as many as leave room for others"
             raise TooBusy(
-                f"{full.position} pictures are waiting, as many as can be painted in time; "
-                f"try again in {full.retry_after_s} s.",
+                f"{full.position} pictures are waiting, {reason}; try again in {full.retry_after_s} s.",
                 full.limit_pixels,
                 full.actual_pixels,
                 full.retry_after_s,
@@ -175,6 +179,12 @@ class Ingress:
             answer = await asyncio.to_thread(has_running_replica, "Stylizer")
             self._ready = (answer, time.monotonic())
         return answer
+
+
+def with_waits(picture: Picture, took_s: float) -> Picture:
+    """The picture with all that was not work as its `queue`: waits before each step, and the ways between them."""
+    worked_ms = sum(ms for step, ms in picture.receipt.timings_ms.items() if step != "queue")
+    return replace(picture, receipt=picture.receipt.timed(queue=max(1000 * took_s - worked_ms, 0.0)))
 
 
 def limits_of(settings: IngressSettings) -> Limits:

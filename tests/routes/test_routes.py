@@ -238,3 +238,29 @@ def test_sample_pictures_of_the_page_are_served() -> None:
         assert (answer.status_code, answer.headers["Content-Type"]) == (200, "image/jpeg")
     answer = client().get("/samples/nothing.jpg")
     assert (answer.status_code, answer.headers["Content-Type"]) == (404, "application/problem+json")
+
+
+@pytest.mark.parametrize("content_type", ["image/jpeg", "multipart/form-data; boundary=x"])
+def test_upload_that_is_broken_off_is_no_fault(content_type: str, caplog: pytest.LogCaptureFixture) -> None:
+    arriving = [
+        {"type": "http.request", "body": b"--x\r\n", "more_body": True},
+        {"type": "http.disconnect"},
+    ]
+    sent = []
+
+    async def receive() -> dict[str, object]:
+        return arriving.pop(0)
+
+    async def send(message: dict[str, object]) -> None:
+        sent.append(message)
+
+    scope = {
+        "type": "http",
+        "method": "POST",
+        "path": "/v1/stylize",
+        "query_string": b"",
+        "headers": [(b"content-type", content_type.encode())],
+    }
+    asyncio.run(create_app(FakePipeline())(scope, receive, send))
+    assert sent[0]["status"] == 499
+    assert not caplog.records

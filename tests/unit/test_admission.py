@@ -174,6 +174,19 @@ def test_refusal_tells_the_limit_the_place_and_when_to_come_back() -> None:
     assert full.retry_after_s == 4
 
 
+def test_refusal_tells_whether_only_this_client_has_its_share() -> None:
+    house = House(limited(queue_time_s=100.5))
+    house.paint(MP, seconds=1, times=5)
+    house.enter("a")
+    own = house.refusal("a")
+    assert (own.is_share, own.own, own.position) == (True, 80, 80)
+    others = [house.enter(f"newcomer {number}", most=1) for number in range(20)]
+    assert all(others)
+    full = house.refusal("another")
+    assert (full.is_share, full.own, full.position) == (False, 0, 100)
+    assert not house.refusal("a").is_share
+
+
 def test_picture_larger_than_the_whole_queue_waits_until_nobody_is_inside() -> None:
     house = House(limited(queue_time_s=50, pixels=20 * MP))
     house.paint(MP, seconds=2, times=5)

@@ -1,3 +1,5 @@
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -155,3 +157,12 @@ def test_command_without_arguments_shows_how_it_is_used(
         animegan()
     assert caught.value.code == 2
     assert "usage: animegan" in capsys.readouterr().err
+
+
+def test_reader_that_goes_away_is_no_error() -> None:
+    """As `animegan styles list | head -1` does."""
+    command = [sys.executable, "-c", "import sys; from serve_app.cli import main; sys.exit(main())", "styles", "list"]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    process.stdout.close()
+    assert process.stderr.read() == ""
+    assert process.wait(60) == 1

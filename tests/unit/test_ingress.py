@@ -11,7 +11,8 @@ from ray.exceptions import (
 )
 from ray.serve.exceptions import RayServeException
 
-from serve_app.deployments.ingress import is_lost, limits_of
+from serve_app.deployments.ingress import is_lost, limits_of, with_waits
+from serve_app.frames import Picture, Receipt
 from serve_app.settings import IngressSettings
 
 
@@ -49,3 +50,12 @@ def test_door_gets_its_limits_from_the_settings() -> None:
     limits = limits_of(settings)
     assert (limits.queue_time_s, limits.least_pictures) == (5, 2)
     assert (limits.most_pictures, limits.most_pixels) == (30, 1_000_000)
+
+
+def test_queue_is_all_that_was_not_work() -> None:
+    timings = {"decode": 10.0, "queue": 5.0, "paint": 100.0, "encode": 20.0}
+    receipt = Receipt("toon", (8, 8), (8, 8), timings)
+    told = with_waits(Picture(b"", "image/jpeg", receipt), 0.5).receipt.timings_ms
+    assert told == timings | {"queue": 370.0}
+    assert list(told) == list(timings)
+    assert with_waits(Picture(b"", "image/jpeg", receipt), 0.1).receipt.timings_ms["queue"] == 0
