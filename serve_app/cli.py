@@ -22,7 +22,9 @@ def main() -> int:
     options = parse_arguments()
     command: Callable[[argparse.Namespace], int] = options.command
     try:
-        return command(options)
+        status = command(options)
+        sys.stdout.flush()  # here, where a reader that has gone away is no surprise
+        return status
     except BrokenPipeError:  # `| head` has read enough; what is still buffered must not fail once more at exit
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1

@@ -1,3 +1,4 @@
+import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -159,10 +160,12 @@ def test_command_without_arguments_shows_how_it_is_used(
     assert "usage: animegan" in capsys.readouterr().err
 
 
-def test_reader_that_goes_away_is_no_error() -> None:
-    """As `animegan styles list | head -1` does."""
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+def test_reader_that_goes_away_is_no_error(unbuffered: str) -> None:
+    """As `animegan styles list | head -1` does; a buffered line is written only at the end."""
     command = [sys.executable, "-c", "import sys; from serve_app.cli import main; sys.exit(main())", "styles", "list"]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    environment = os.environ | {"PYTHONUNBUFFERED": unbuffered}
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
     process.stdout.close()
     assert process.stderr.read() == ""
     assert process.wait(60) == 1
