@@ -20,6 +20,7 @@ import bench_batching
 import bench_scaling
 import bench_service
 from reporting import MB, print_table, write
+from servers import ANIMEGAN
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
@@ -599,8 +600,7 @@ def plot_soak(options: argparse.Namespace, samples: list[dict[str, Any]], names:
 def prepare_onnx(options: argparse.Namespace) -> None:
     options.scratch.mkdir(parents=True, exist_ok=True)
     if {"onnxruntime", "openvino"} & set(options.engines) and not exported(options).exists():
-        script = "import sys; from serve_app.cli import main; sys.exit(main())"
-        command = [sys.executable, "-c", script, "export", options.style, "--onnx", str(exported(options))]
+        command = [*ANIMEGAN, "export", options.style, "--onnx", str(exported(options))]
         subprocess.run(command, check=True, cwd=ROOT, stdout=subprocess.DEVNULL)
 
 
