@@ -125,6 +125,22 @@ def strips_engine(precision: str) -> Callable[[argparse.Namespace], Paint]:
     return make
 
 
+def stylist_engine(options: argparse.Namespace) -> Paint:
+    """What a Stylizer runs: the pictures of a batch side by side."""
+    from serve_app.settings import Settings
+    from serve_app.stylize import Stylist
+
+    style = style_of(options)
+    stylist = Stylist({style.name: style}, Settings(device="cpu", threads=options.threads))
+
+    def paint(batch: int, height: int, width: int) -> None:
+        for outcome in stylist.paint(style.name, list(frames_of(batch, height, width).numpy())):
+            if isinstance(outcome, Exception):
+                raise outcome
+
+    return paint
+
+
 def torch_engine(prepare: Callable[[Any], Any], channels_last: bool = True, grad: bool = False) -> Callable[..., Paint]:
     def make(options: argparse.Namespace) -> Paint:
         import torch
@@ -227,6 +243,7 @@ ENGINE_MAKERS: dict[str, Callable[[argparse.Namespace], Paint]] = {
     "compile": torch_engine(compiled),
     "onnxruntime": onnxruntime_engine,
     "openvino": openvino_engine,
+    "stylist": stylist_engine,
     "strips": strips_engine("fp32"),
     "strips-fp16": strips_engine("fp16"),
     "strips-bf16": strips_engine("bf16"),
@@ -461,6 +478,30 @@ def bench_sizes(options: argparse.Namespace) -> None:
     plot_sizes(options, rows, shapes)
 
 
+def bench_lanes(options: argparse.Namespace) -> None:
+    """Pictures one at a time on all threads, and side by side on a thread each; the most that any process took."""
+    from serve_app.memory import LANES_OVERHEAD, predict_peak_bytes
+
+    rows = []
+    for side in options.sides:
+        for count in (1, options.threads):
+            figures = in_fresh_processes(options, "stylist", "tcmalloc", side, side, count, options.paintings)
+            predicted = count * predict_peak_bytes(side, side, 1, "fp32") * (1 + LANES_OVERHEAD if count > 1 else 1)
+            row = {
+                "side": side,
+                "at once": count,
+                "pictures a second": count / figures["wall"],
+                "CPU-s a picture": figures["cpu"] / count,
+                "predicted MB": round(predicted / MB),
+                "measured MB": round(figures["most"] / MB),
+            }
+            rows.append(row)
+            print(row, flush=True)
+    print()
+    print_table(rows)
+    write(options, "lanes", rows)
+
+
 def plot_sizes(options: argparse.Namespace, rows: list[dict[str, Any]], shapes: list[tuple[int, int, int]]) -> None:
     import matplotlib
 
@@ -627,6 +668,9 @@ def main() -> None:
     errors.add_argument("--sides", type=int, nargs="+", default=[512, 1024])
     errors.add_argument("--photo", type=Path, default=ROOT / "serve_app" / "page" / "samples" / "photo.jpg")
     command("sizes", bench_sizes)
+    lanes = command("lanes", bench_lanes)
+    lanes.add_argument("--sides", type=int, nargs="+", default=[256, 512, 1024])
+    lanes.add_argument("--paintings", type=int, default=4, help="of a batch in each process; the first is not timed")
     command("ladder", bench_ladder)
     profiled = command("profile", bench_profile)
     profiled.set_defaults(out=ROOT / "runs" / "profile")

@@ -228,7 +228,7 @@ def targets(rows: list[Row], bare: dict[int, list[dict[str, float]]], options: a
         overload = f"at {max(options.loads):g} x peak"
         target("peak / bare loop", side, peak / bare_rate(runs), least=0.95)
         target(f"accepted {overload} / peak", side, worst["throughput"] / peak, least=0.9)
-        one_batch_s = 1 / peak
+        one_batch_s = options.threads / peak  # a picture to a thread
         promised_s = round(options.queue_time_s + one_batch_s, 1)
         target(f"p99 of accepted {overload}, s", side, worst["p99_s"], most=promised_s)
         refusals = [row["refusal_p99_s"] for row in own.values() if row["refusal_p99_s"] is not None]

@@ -20,9 +20,11 @@ from servers import ANIMEGAN, free_port, role, running
 
 ROOT = Path(__file__).resolve().parent.parent
 CLIENTS = 4
-SAMPLE_EVERY = 20  # requests
+SAMPLE_EVERY = 5  # requests: the Codec swings by what it has in hand, and a slope takes many samples
+SHOW_EVERY = 200
 ABORTED = 0.05  # of the uploads, broken off half-way
 BROKEN = 0.02  # of the uploads, cut short
+SHAPES = [56, 67, 75, 100]  # per cent of the longer side: few, so that some meet others of their size
 FORMATS = ["JPEG", "PNG", "WEBP"]
 ANSWERS = ["jpeg", "webp", "png"]
 
@@ -62,14 +64,14 @@ class Soak:
                 if done % SAMPLE_EVERY == 0:
                     figures = {name: private_bytes(process) for name, process in processes.items()}
                     self.samples.append({"requests": done, "s": time.monotonic() - began} | figures)
-                    if done % (10 * SAMPLE_EVERY) == 0:
+                    if done % SHOW_EVERY == 0:
                         megabytes = {name: round(value / 1e6) for name, value in figures.items()}
                         print(f"{done} requests, {time.monotonic() - began:.0f} s: {megabytes}", flush=True)
 
     def _send(self, number: int) -> str:
         chance = random.Random(number)
-        side = 1024 if chance.random() < 0.1 else chance.randint(128, 640)
-        height, width = side, max(side * chance.randint(60, 100) // 100, 64)
+        side = 1024 if chance.random() < 0.1 else chance.randrange(128, 641, 32)
+        height, width = side, side * chance.choice(SHAPES) // 100
         if chance.random() < 0.5:
             height, width = width, height
         photo = photograph(number, height, width, chance.choice(FORMATS))

@@ -22,6 +22,7 @@ WORKING_BYTES = 4  # a value in a strip: 16-bit pictures are normalised, and mos
 # What allocators keep beside what is in use: holes, rounding, oneDNN's scratch. Measured by `scripts/bench.py sizes`.
 OVERHEAD_BYTES = 8 * MIB
 OVERHEAD = {"cuda": 0.1, "tcmalloc": 0.08, "jemalloc": 0.28, "mimalloc": 0.35, "system": 0.6}
+LANES_OVERHEAD = 0.2  # more, where several threads paint: what one frees lies between what the others still use
 
 
 @dataclass(frozen=True)
@@ -99,6 +100,11 @@ def predict_peak_bytes(
     peak = max(layer_bytes(layer, height, width, rows, stored, batch > 1) for layer in LAYERS)
     frames = 2 * 3 * height * width
     return int(batch * (peak + frames) * (1 + OVERHEAD[allocator])) + OVERHEAD_BYTES
+
+
+def lane_budget(memory_bytes: int, lanes: int) -> int:
+    """Bytes that each of several threads may paint in, so that all of them together stay within a budget."""
+    return memory_bytes if lanes == 1 else int(memory_bytes / (lanes * (1 + LANES_OVERHEAD)))
 
 
 def fitting_rows(

@@ -219,7 +219,7 @@ class Resized:
 
 
 class StripGenerator:
-    """A generator that paints in strips, with the plain forward's result.
+    """A generator that paints in strips, with the plain forward's result. Several threads may paint with it at once.
 
     Args:
         generator: whose weights are taken; on the device that paints.
@@ -235,16 +235,16 @@ class StripGenerator:
         storage: torch.dtype = torch.float32,
         compute: torch.dtype = torch.float32,
     ) -> None:
-        self._generator = generator.requires_grad_(False)
-        self._resize: ResizeMode = resize
-        self._storage = storage
-        self._compute = compute
+        self.generator = generator.requires_grad_(False)
+        self.storage = storage
+        self.compute = compute
+        self.is_aligned = resize == "align"
         growing = [cast(ConvNormLReLU, block[0]).conv for block in (generator.block_d, generator.block_e)]
-        self._doubled = {conv: Doubled(conv.weight.detach(), compute) for conv in growing if resize == "tf"}
-        self._convolutions = {
+        self.doubled = {conv: Doubled(conv.weight.detach(), compute) for conv in growing if resize == "tf"}
+        self.convolutions = {
             conv: choose_convolution(conv.weight, conv.bias, conv.stride[0], conv.groups, compute)
             for conv in generator.modules()
-            if isinstance(conv, nn.Conv2d) and conv not in self._doubled
+            if isinstance(conv, nn.Conv2d) and conv not in self.doubled
         }
 
     @torch.inference_mode()
@@ -273,9 +273,19 @@ class StripGenerator:
             like: any tensor of the batch's N and device.
             rows: as in `paint`.
         """
-        self._like = like.new_empty((like.shape[0], 0), dtype=self._compute)
-        self._pool = Pool(self._storage)
-        generator = self._generator
+        Pass(self, like).run(photo, rows, sink)
+
+
+class Pass:
+    """One batch on its way through a generator: its buffers, and how its layers follow each other."""
+
+    def __init__(self, model: StripGenerator, like: Tensor) -> None:
+        self._model = model
+        self._like = like.new_empty((like.shape[0], 0), dtype=model.compute)
+        self._pool = Pool(model.storage)
+
+    def run(self, photo: Source, rows: int, sink: Callable[[int, Tensor], None]) -> None:
+        generator = self._model.generator
         blocks = (generator.block_a, generator.block_b, generator.block_c, generator.block_d, generator.block_e)
         a, b, c, d, e = (cast(list[ConvNormLReLU], list(block)) for block in blocks)
         x: Source = self._convolve(photo, a[0], rows)
@@ -294,7 +304,7 @@ class StripGenerator:
         x = self._convolve(x, e[1], rows)
         x = self._convolve(x, e[2], rows)
         at = 0
-        last = self._convolutions[cast(nn.Conv2d, generator.out_layer[0])]
+        last = self._model.convolutions[cast(nn.Conv2d, generator.out_layer[0])]
         for strip in self._strips(x, rows):
             (((plane,),),) = last(strip)
             sink(at, plane.contiguous().tanh_())
@@ -310,7 +320,7 @@ class StripGenerator:
             conv.out_channels,
             self._pool,
         )
-        convolution = self._convolutions[conv]
+        convolution = self._model.convolutions[conv]
         for window in windows(source, self._like, part.pads, kernel, stride, rows):
             for chunk in convolution(window):
                 layer.append(chunk)
@@ -319,9 +329,9 @@ class StripGenerator:
     def _grow(self, source: Source, size: tuple[int, int], part: ConvNormLReLU, rows: int) -> Layer:
         """Resize, then as `_convolve`."""
         height, width = size
-        if self._resize != "tf":
-            return self._convolve(Resized(source, height, width, self._resize == "align"), part, rows)
-        doubled = self._doubled[part.conv]
+        doubled = self._model.doubled.get(part.conv)
+        if doubled is None:
+            return self._convolve(Resized(source, height, width, self._model.is_aligned), part, rows)
         layer = Layer(height, width, part.conv.out_channels, self._pool)
         for window in windows(source, self._like, (1, 1, 1, 1), 3, 1, rows // 2, repeat_far_edge=True):
             for chunk in doubled(window):
@@ -332,13 +342,13 @@ class StripGenerator:
         """An inverted residual block."""
         expand, depthwise = (cast(ConvNormLReLU, block.layers[i]) for i in (0, 1))
         project, norm = cast(nn.Conv2d, block.layers[2]), cast(nn.GroupNorm, block.layers[3])
-        expanding, projecting = self._convolutions[expand.conv], self._convolutions[project]
+        expanding, projecting = self._model.convolutions[expand.conv], self._model.convolutions[project]
         kept = Kept()
         hidden = Layer(source.height, source.width, expand.conv.out_channels, self._pool)
         for strip in self._strips(source, rows):
             hidden.append(expanding(strip)[0])
             if block.is_residual:
-                kept.chunks.append(strip.to(self._storage))
+                kept.chunks.append(strip.to(self._model.storage))
         filtered = self._convolve(hidden.normalised(expand.norm), depthwise, rows)
         layer = Layer(source.height, source.width, project.out_channels, self._pool)
         for strip in self._strips(filtered, rows):

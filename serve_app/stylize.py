@@ -4,6 +4,8 @@ import gc
 import logging
 import os
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 
 import numpy as np
 import psutil
@@ -13,7 +15,7 @@ from serve_app.allocator import release_free_memory, running_allocator
 from serve_app.checkpoints import load_generator
 from serve_app.errors import DeviceError, OutOfMemory, RequestError, TooLargeToPaint
 from serve_app.frames import Frame
-from serve_app.memory import fitting_rows, largest_side, predict_peak_bytes
+from serve_app.memory import MIN_ROWS, fitting_rows, lane_budget, largest_side, predict_peak_bytes, strip_rows
 from serve_app.settings import Device, Precision, Settings
 from serve_app.streaming import StripGenerator
 from serve_app.styles import InstalledStyle
@@ -22,9 +24,24 @@ logger = logging.getLogger(__name__)
 
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 WARM_UP_SIDE = 64  # pixels: every kernel is loaded and every layer's memory touched, in milliseconds
-CPU_BATCH_PIXELS = (
-    256 * 256
-)  # on a CPU larger batches are no faster than their pictures one by one, and take more memory
+CPU_STACK_PIXELS = 256 * 256  # on a CPU larger tensors are no faster than their pictures one by one
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How frames of one size are painted: `lanes` at once, each a tensor of `stack` frames in strips of `rows`.
+
+    Lanes are threads. Two that paint a picture each never wait for each other, as the two that share one do at the end
+    of every operation: on a busy machine, whoever is held up holds up the other.
+    """
+
+    lanes: int
+    stack: int
+    rows: int
+
+    @property
+    def together(self) -> int:
+        return self.lanes * self.stack
 
 
 class Stylist:
@@ -54,8 +71,8 @@ class Stylist:
         self.precision = choose_precision(settings.precision, self.device)
         if self.device.type == "cuda":
             bound_cuda_memory(gpu_share or 1, settings.cuda_context_bytes)
-        else:
-            torch.set_num_threads(count_threads(settings, cpu_share))
+        self._threads = count_threads(settings, cpu_share)
+        self._lanes = ThreadPoolExecutor(self._threads, thread_name_prefix="lane")
         storage, compute = DTYPES[self.precision], compute_dtype(self.precision, self.device)
         self._generators = {
             name: StripGenerator(load_generator(style).to(self.device), style.resize, storage, compute)
@@ -85,29 +102,37 @@ class Stylist:
             In order, a painted frame or what kept it from being painted.
         """
         height, width = frames[0].shape[:2]
-        together = self.together(height, width, len(frames))
-        rows = self._fitting_rows(height, width, together)
-        if rows is None:
+        plan = self._plan(height, width, len(frames))
+        if plan is None:
             return [self._refusal(height, width)] * len(frames)
         outcomes: list[Frame | Exception] = []
-        for first in range(0, len(frames), together):
-            outcomes += self._paint_batch(style, frames[first : first + together], rows)
+        for first in range(0, len(frames), plan.together):
+            outcomes += self._paint_side_by_side(style, frames[first : first + plan.together], plan)
         return outcomes
 
     def together(self, height: int, width: int, most: int) -> int:
         """How many frames of a size are painted together, at most: as many as pay and fit, and always one."""
-        if self.device.type == "cpu":
-            most = min(most, max(CPU_BATCH_PIXELS // (height * width), 1))
-        while most > 1 and self._fitting_rows(height, width, most) is None:
-            most -= 1
-        return most
+        plan = self._plan(height, width, most)
+        return 1 if plan is None else min(plan.together, most)
 
     def release(self) -> None:
         """Gives back what painting has left free, when no picture will want it soon."""
         release_memory()
 
-    def _fitting_rows(self, height: int, width: int, batch: int) -> int | None:
-        return fitting_rows(height, width, batch, self.precision, self.memory_bytes, self.allocator)
+    def _plan(self, height: int, width: int, count: int) -> Plan | None:
+        """For up to `count` frames; None where the budget does not hold even one."""
+        most_lanes, most_stacked = 1, count
+        if self.device.type == "cpu":
+            most_lanes = min(self._threads, count)
+            most_stacked = max(CPU_STACK_PIXELS // (height * width), 1)
+        least_rows = min(MIN_ROWS, strip_rows(height, width, 1))  # lower strips cost more time than a lane saves
+        for lanes in range(most_lanes, 0, -1):
+            for stack in range(min(most_stacked, -(-count // lanes)), 0, -1):
+                budget = lane_budget(self.memory_bytes, lanes)
+                rows = fitting_rows(height, width, stack, self.precision, budget, self.allocator)
+                if rows is not None and (lanes == 1 or rows >= least_rows):
+                    return Plan(lanes, stack, rows)
+        return None
 
     def _refusal(self, height: int, width: int) -> TooLargeToPaint:
         needed = predict_peak_bytes(height, width, 1, self.precision, allocator=self.allocator)
@@ -118,6 +143,22 @@ class Stylist:
             side,
             max(height, width),
         )
+
+    def _paint_side_by_side(self, style: str, frames: Sequence[Frame], plan: Plan) -> list[Frame | Exception]:
+        groups = [frames[first : first + plan.stack] for first in range(0, len(frames), plan.stack)]
+        if len(groups) == 1:
+            return self._paint_group(style, frames, plan.rows, self._threads)
+        threads = self._threads // len(groups)
+        waiting = [self._lanes.submit(self._paint_group, style, group, plan.rows, threads) for group in groups]
+        outcomes = [outcome for group in waiting for outcome in group.result()]
+        for at, outcome in enumerate(outcomes):
+            if isinstance(outcome, OutOfMemory):  # alone there may be enough
+                outcomes[at : at + 1] = self._paint_group(style, [frames[at]], plan.rows, self._threads)
+        return outcomes
+
+    def _paint_group(self, style: str, frames: Sequence[Frame], rows: int, threads: int) -> list[Frame | Exception]:
+        torch.set_num_threads(threads)  # of the calling thread, and of those to come: said anew each time
+        return self._paint_batch(style, frames, rows)
 
     def _paint_batch(self, style: str, frames: Sequence[Frame], rows: int) -> list[Frame | Exception]:
         """A batch that fails is halved, down to single frames, so that one bad frame fails alone."""

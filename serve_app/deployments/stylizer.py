@@ -30,7 +30,8 @@ Key = tuple[str, Size]  # (style, (height, width)): only such frames share a bat
 class Stylizer:
     def __init__(self, settings: Settings) -> None:
         # One thread for all that torch does: the device paints one batch at a time, torch keeps one set of workspaces,
-        # and OpenMP one team. To a second team, of another thread, there would be more threads than cores.
+        # and OpenMP one team. To a second team, of another thread, there would be more threads than cores. (Where the
+        # pictures of a batch are painted side by side, the lanes share out the threads of this one.)
         self.device = ThreadPoolExecutor(1, thread_name_prefix="device")
         self.stylist = self.device.submit(make_stylist, settings).result()
         print(self.stylist.describe(), flush=True)

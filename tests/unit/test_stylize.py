@@ -2,6 +2,7 @@ import os
 import subprocess
 import sys
 import textwrap
+import threading
 import weakref
 from collections.abc import Iterator, Sequence
 
@@ -13,7 +14,7 @@ from shared import ROOT
 from serve_app.checkpoints import load_generator
 from serve_app.errors import DeviceError, OutOfMemory, TooLargeToPaint
 from serve_app.frames import Frame
-from serve_app.memory import predict_peak_bytes
+from serve_app.memory import LANES_OVERHEAD, predict_peak_bytes
 from serve_app.settings import Device, Precision, Settings
 from serve_app.styles import InstalledStyle
 from serve_app.stylize import (
@@ -163,9 +164,9 @@ def test_threads_of_the_host_are_all_cores_where_nothing_confines_a_process(monk
 
 
 def test_stylist_takes_the_threads_it_was_told(seeded_style: InstalledStyle, stylist: Stylist) -> None:
-    assert torch.get_num_threads() == 1
-    Stylist({"seeded": seeded_style}, Settings(device="cpu", threads=2))
-    assert torch.get_num_threads() == 2
+    for threads in (2, 1):
+        other = Stylist({"seeded": seeded_style}, Settings(device="cpu", threads=threads))
+        assert [each for _, each in runs_of(other, plain_frames(1))] == [threads]
 
 
 @pytest.mark.parametrize("total", [16 * 2**30, 141 * 2**30])
@@ -220,6 +221,84 @@ def test_picture_in_a_batch_is_painted_as_if_alone(stylist: Stylist) -> None:
     together = stylist.paint("seeded", photos)
     for photo, painted in zip(photos, together, strict=True):
         assert worst_difference(painted, stylist.paint("seeded", [photo])[0]) <= 1  # of 255
+
+
+def runs_of(stylist: Stylist, frames: Sequence[Frame]) -> list[tuple[int, int]]:
+    """Paints; for each forward pass how many frames it took and on how many threads."""
+    forward = stylist._forward
+    runs: list[tuple[int, int]] = []
+
+    def told(style: str, frames: Sequence[Frame], rows: int) -> Frame:
+        runs.append((len(frames), torch.get_num_threads()))
+        return forward(style, frames, rows)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(stylist, "_forward", told)
+        stylist.paint("seeded", frames)
+    return runs
+
+
+@pytest.fixture
+def wide_stylist(seeded_style: InstalledStyle, stylist: Stylist) -> Stylist:
+    """Of five threads; its neighbour puts torch's own number back."""
+    return Stylist({"seeded": seeded_style}, Settings(device="cpu", threads=5))
+
+
+@pytest.mark.parametrize(
+    ("side", "count", "runs"),
+    [
+        (256, 1, [(1, 5)]),
+        (256, 2, [(1, 2)] * 2),
+        (256, 5, [(1, 1)] * 5),
+        (256, 6, [(1, 1)] * 5 + [(1, 5)]),
+        (128, 12, [(3, 1)] * 4),  # twelve small ones fill four lanes
+    ],
+)
+def test_pictures_share_the_threads_side_by_side(
+    wide_stylist: Stylist, side: int, count: int, runs: list[tuple[int, int]]
+) -> None:
+    frames = [frame_of(side, side, seed) for seed in range(count)]
+    assert runs_of(wide_stylist, frames) == runs
+
+
+def test_pictures_side_by_side_are_painted_at_once_and_as_if_alone(
+    wide_stylist: Stylist, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    frames = [frame_of(256, 264, seed) for seed in range(3)]
+    alone = [wide_stylist.paint("seeded", [frame])[0] for frame in frames]
+    forward = wide_stylist._forward
+    everyone = threading.Barrier(3)
+
+    def together(style: str, frames: Sequence[Frame], rows: int) -> Frame:
+        everyone.wait(60)
+        return forward(style, frames, rows)
+
+    monkeypatch.setattr(wide_stylist, "_forward", together)
+    painted = wide_stylist.paint("seeded", frames)
+    assert max(map(worst_difference, alone, painted)) <= 1
+
+
+def test_picture_that_finds_no_memory_beside_others_is_painted_alone(
+    wide_stylist: Stylist, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    frames = [frame_of(256, 256, seed) for seed in range(3)]
+    alone = [wide_stylist.paint("seeded", [frame])[0] for frame in frames]
+    forward = wide_stylist._forward
+
+    def scarce(style: str, group: Sequence[Frame], rows: int) -> Frame:
+        if torch.get_num_threads() < 5 and group[0] is frames[1]:
+            raise MemoryError
+        return forward(style, group, rows)
+
+    monkeypatch.setattr(wide_stylist, "_forward", scarce)
+    assert max(map(worst_difference, alone, wide_stylist.paint("seeded", frames))) <= 1
+
+
+@pytest.mark.parametrize("lanes", [1, 2, 3])
+def test_as_many_are_painted_side_by_side_as_the_budget_holds(wide_stylist: Stylist, lanes: int) -> None:
+    each = predict_peak_bytes(512, 512, 1, "fp32", 16, wide_stylist.allocator)
+    wide_stylist.memory_bytes = int(each * lanes * (1 if lanes == 1 else 1 + LANES_OVERHEAD)) + lanes
+    assert wide_stylist.together(512, 512, 5) == lanes
 
 
 def test_warm_up_paints_in_every_style(seeded_style: InstalledStyle, monkeypatch: pytest.MonkeyPatch) -> None:
