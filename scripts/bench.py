@@ -6,6 +6,7 @@ machine, date and command as JSON, and a plot as PNG, under --out.
 """
 
 import argparse
+import itertools
 import json
 import os
 import statistics
@@ -125,20 +126,25 @@ def strips_engine(precision: str) -> Callable[[argparse.Namespace], Paint]:
     return make
 
 
-def stylist_engine(options: argparse.Namespace) -> Paint:
+def stylist_engine(precision: str) -> Callable[[argparse.Namespace], Paint]:
     """What a Stylizer runs: the pictures of a batch side by side."""
-    from serve_app.settings import Settings
-    from serve_app.stylize import Stylist
 
-    style = style_of(options)
-    stylist = Stylist({style.name: style}, Settings(device="cpu", threads=options.threads))
+    def make(options: argparse.Namespace) -> Paint:
+        from serve_app.settings import Settings
+        from serve_app.stylize import Stylist
 
-    def paint(batch: int, height: int, width: int) -> None:
-        for outcome in stylist.paint(style.name, list(frames_of(batch, height, width).numpy())):
-            if isinstance(outcome, Exception):
-                raise outcome
+        style = style_of(options)
+        settings = Settings(device="cpu", precision=precision, threads=options.threads)  # type: ignore[arg-type]
+        stylist = Stylist({style.name: style}, settings)
 
-    return paint
+        def paint(batch: int, height: int, width: int) -> None:
+            for outcome in stylist.paint(style.name, list(frames_of(batch, height, width).numpy())):
+                if isinstance(outcome, Exception):
+                    raise outcome
+
+        return paint
+
+    return make
 
 
 def torch_engine(prepare: Callable[[Any], Any], channels_last: bool = True, grad: bool = False) -> Callable[..., Paint]:
@@ -243,7 +249,8 @@ ENGINE_MAKERS: dict[str, Callable[[argparse.Namespace], Paint]] = {
     "compile": torch_engine(compiled),
     "onnxruntime": onnxruntime_engine,
     "openvino": openvino_engine,
-    "stylist": stylist_engine,
+    "stylist": stylist_engine("fp32"),
+    "stylist-fp16": stylist_engine("fp16"),
     "strips": strips_engine("fp32"),
     "strips-fp16": strips_engine("fp16"),
     "strips-bf16": strips_engine("bf16"),
@@ -480,23 +487,26 @@ def bench_sizes(options: argparse.Namespace) -> None:
 
 def bench_lanes(options: argparse.Namespace) -> None:
     """Pictures one at a time on all threads, and side by side on a thread each; the most that any process took."""
-    from serve_app.memory import LANES_OVERHEAD, predict_peak_bytes
+    from serve_app.memory import predict_peak_bytes
 
     rows = []
-    for side in options.sides:
-        for count in (1, options.threads):
-            figures = in_fresh_processes(options, "stylist", "tcmalloc", side, side, count, options.paintings)
-            predicted = count * predict_peak_bytes(side, side, 1, "fp32") * (1 + LANES_OVERHEAD if count > 1 else 1)
-            row = {
-                "side": side,
-                "at once": count,
-                "pictures a second": count / figures["wall"],
-                "CPU-s a picture": figures["cpu"] / count,
-                "predicted MB": round(predicted / MB),
-                "measured MB": round(figures["most"] / MB),
-            }
-            rows.append(row)
-            print(row, flush=True)
+    for side, (precision, engine), count in itertools.product(
+        options.sides, (("fp32", "stylist"), ("fp16", "stylist-fp16")), (1, options.threads)
+    ):
+        figures = in_fresh_processes(options, engine, "tcmalloc", side, side, count, options.paintings)
+        predicted = predict_peak_bytes(side, side, 1, precision, lanes=count)  # type: ignore[arg-type]
+        row = {
+            "side": side,
+            "precision": precision,
+            "at once": count,
+            "pictures a second": count / figures["wall"],
+            "CPU-s a picture": figures["cpu"] / count,
+            "predicted MB": round(predicted / MB),
+            "measured MB": round(figures["most"] / MB),
+            "over by": f"{(predicted - figures['most']) / MB:+.0f} MB, {predicted / figures['most'] - 1:+.1%}",
+        }
+        rows.append(row)
+        print(row, flush=True)
     print()
     print_table(rows)
     write(options, "lanes", rows)

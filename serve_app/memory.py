@@ -22,7 +22,9 @@ WORKING_BYTES = 4  # a value in a strip: 16-bit pictures are normalised, and mos
 # What allocators keep beside what is in use: holes, rounding, oneDNN's scratch. Measured by `scripts/bench.py sizes`.
 OVERHEAD_BYTES = 8 * MIB
 OVERHEAD = {"cuda": 0.1, "tcmalloc": 0.08, "jemalloc": 0.28, "mimalloc": 0.35, "system": 0.6}
-LANES_OVERHEAD = 0.2  # more, where several threads paint: what one frees lies between what the others still use
+# More, where threads paint side by side: what one frees lies between what the others still use. By bytes of a stored
+# value: in 16 bits layers keep their storage (`streaming.Pool`). Measured by `scripts/bench.py lanes`.
+LANES_OVERHEAD = {4: 0.19, 2: 0.12}
 
 
 @dataclass(frozen=True)
@@ -83,7 +85,13 @@ def strip_rows(height: int, width: int, batch: int) -> int:
 
 
 def predict_peak_bytes(
-    height: int, width: int, batch: int, precision: Precision, rows: int | None = None, allocator: str = "tcmalloc"
+    height: int,
+    width: int,
+    batch: int,
+    precision: Precision,
+    rows: int | None = None,
+    allocator: str = "tcmalloc",
+    lanes: int = 1,
 ) -> int:
     """What painting adds to the process at its peak, frames in and out included: never less than will be measured.
 
@@ -94,25 +102,22 @@ def predict_peak_bytes(
         precision: fp32, or 16 bits between layers.
         rows: of a strip; default `strip_rows`.
         allocator: that the process runs on.
+        lanes: threads that each paint such a batch at the same time.
     """
     stored = BYTES[precision]
     rows = rows or strip_rows(height, width, batch)
     peak = max(layer_bytes(layer, height, width, rows, stored, batch > 1) for layer in LAYERS)
     frames = 2 * 3 * height * width
-    return int(batch * (peak + frames) * (1 + OVERHEAD[allocator])) + OVERHEAD_BYTES
-
-
-def lane_budget(memory_bytes: int, lanes: int) -> int:
-    """Bytes that each of several threads may paint in, so that all of them together stay within a budget."""
-    return memory_bytes if lanes == 1 else int(memory_bytes / (lanes * (1 + LANES_OVERHEAD)))
+    overhead = (1 + OVERHEAD[allocator]) * (1 + LANES_OVERHEAD[stored] if lanes > 1 else 1)
+    return int(lanes * batch * (peak + frames) * overhead) + OVERHEAD_BYTES
 
 
 def fitting_rows(
-    height: int, width: int, batch: int, precision: Precision, memory_bytes: int, allocator: str
+    height: int, width: int, batch: int, precision: Precision, memory_bytes: int, allocator: str, lanes: int = 1
 ) -> int | None:
-    """Rows of the tallest strips that keep a batch within the budget; None where even the lowest do not."""
+    """Rows of the tallest strips that keep a batch in each lane within the budget; None where the lowest do not."""
     rows = strip_rows(height, width, batch)
-    while predict_peak_bytes(height, width, batch, precision, rows, allocator) > memory_bytes:
+    while predict_peak_bytes(height, width, batch, precision, rows, allocator, lanes) > memory_bytes:
         if rows == LEAST_ROWS:
             return None
         rows = max(rows // 8 * 4, LEAST_ROWS)

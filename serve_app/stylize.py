@@ -15,7 +15,7 @@ from serve_app.allocator import release_free_memory, running_allocator
 from serve_app.checkpoints import load_generator
 from serve_app.errors import DeviceError, OutOfMemory, RequestError, TooLargeToPaint
 from serve_app.frames import Frame
-from serve_app.memory import MIN_ROWS, fitting_rows, lane_budget, largest_side, predict_peak_bytes, strip_rows
+from serve_app.memory import MIN_ROWS, fitting_rows, largest_side, predict_peak_bytes, strip_rows
 from serve_app.settings import Device, Precision, Settings
 from serve_app.streaming import StripGenerator
 from serve_app.styles import InstalledStyle
@@ -128,8 +128,7 @@ class Stylist:
         least_rows = min(MIN_ROWS, strip_rows(height, width, 1))  # lower strips cost more time than a lane saves
         for lanes in range(most_lanes, 0, -1):
             for stack in range(min(most_stacked, -(-count // lanes)), 0, -1):
-                budget = lane_budget(self.memory_bytes, lanes)
-                rows = fitting_rows(height, width, stack, self.precision, budget, self.allocator)
+                rows = fitting_rows(height, width, stack, self.precision, self.memory_bytes, self.allocator, lanes)
                 if rows is not None and (lanes == 1 or rows >= least_rows):
                     return Plan(lanes, stack, rows)
         return None

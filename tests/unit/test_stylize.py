@@ -14,7 +14,7 @@ from shared import ROOT
 from serve_app.checkpoints import load_generator
 from serve_app.errors import DeviceError, OutOfMemory, TooLargeToPaint
 from serve_app.frames import Frame
-from serve_app.memory import LANES_OVERHEAD, predict_peak_bytes
+from serve_app.memory import predict_peak_bytes
 from serve_app.settings import Device, Precision, Settings
 from serve_app.styles import InstalledStyle
 from serve_app.stylize import (
@@ -296,8 +296,7 @@ def test_picture_that_finds_no_memory_beside_others_is_painted_alone(
 
 @pytest.mark.parametrize("lanes", [1, 2, 3])
 def test_as_many_are_painted_side_by_side_as_the_budget_holds(wide_stylist: Stylist, lanes: int) -> None:
-    each = predict_peak_bytes(512, 512, 1, "fp32", 16, wide_stylist.allocator)
-    wide_stylist.memory_bytes = int(each * lanes * (1 if lanes == 1 else 1 + LANES_OVERHEAD)) + lanes
+    wide_stylist.memory_bytes = predict_peak_bytes(512, 512, 1, "fp32", 16, wide_stylist.allocator, lanes)
     assert wide_stylist.together(512, 512, 5) == lanes
 
 
