@@ -53,7 +53,13 @@ def test_prod_paints_with_nothing_overridden_but_the_device(cluster: dict[str, s
     config.write_text(yaml.safe_dump(document))
     with (tmp_path / "log").open("w") as log:
         serve = subprocess.Popen(
-            [BIN / "serve", "run", config], env=cluster, stdout=log, stderr=subprocess.STDOUT, cwd=ROOT
+            [BIN / "serve", "run", config],
+            env=cluster,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            cwd=ROOT,
+            # A shell's background jobs ignore SIGINT, and what they start with them: `serve run` would never stop.
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
         )
     try:
         wait_for(lambda: answers("/readyz") or serve.poll() is not None, 300)

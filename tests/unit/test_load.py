@@ -191,7 +191,8 @@ def test_targets_compare_with_the_bare_loop_and_with_rivals() -> None:
         theirs | {"load": "open, 2 x peak", "throughput": 1.0, "p99_s": 16.0},
     ]
     bare = {512: [{"spinning": 1.0, "passive": 2.0}, {"spinning": 2.0, "passive": 0.5}]}
-    found = {row["target"]: row for row in targets(rows, bare, argparse.Namespace(loads=[2, 5], queue_time_s=8))}
+    options = argparse.Namespace(loads=[2, 5], queue_time_s=8, threads=2)
+    found = {row["target"]: row for row in targets(rows, bare, options)}
     assert found["peak / bare loop"] | {"measured": 0.95, "met": True} == found["peak / bare loop"]
     assert not found["accepted at 5 x peak / peak"]["met"]
     assert found["p99 of accepted at 5 x peak, s"]["measured"] == 5.0
