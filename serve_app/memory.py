@@ -22,9 +22,9 @@ WORKING_BYTES = 4  # a value in a strip: 16-bit pictures are normalised, and mos
 # What allocators keep beside what is in use: holes, rounding, oneDNN's scratch. Measured by `scripts/bench.py sizes`.
 OVERHEAD_BYTES = 8 * MIB
 OVERHEAD = {"cuda": 0.1, "tcmalloc": 0.08, "jemalloc": 0.28, "mimalloc": 0.35, "system": 0.6}
-# More, where threads paint side by side: what one frees lies between what the others still use. By bytes of a stored
-# value: in 16 bits layers keep their storage (`streaming.Pool`). Measured by `scripts/bench.py lanes`.
-LANES_OVERHEAD = {4: 0.19, 2: 0.12}
+# More, where threads paint side by side: what one frees lies between what the others still use. A bound, since it
+# differs from run to run; measured by `scripts/bench.py lanes`.
+LANES_OVERHEAD = 0.19
 
 
 @dataclass(frozen=True)
@@ -108,7 +108,7 @@ def predict_peak_bytes(
     rows = rows or strip_rows(height, width, batch)
     peak = max(layer_bytes(layer, height, width, rows, stored, batch > 1) for layer in LAYERS)
     frames = 2 * 3 * height * width
-    overhead = (1 + OVERHEAD[allocator]) * (1 + LANES_OVERHEAD[stored] if lanes > 1 else 1)
+    overhead = (1 + OVERHEAD[allocator]) * (1 + LANES_OVERHEAD if lanes > 1 else 1)
     return int(lanes * batch * (peak + frames) * overhead) + OVERHEAD_BYTES
 
 
