@@ -24,9 +24,7 @@ pytestmark = pytest.mark.skipif(
 def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
     folder = tmp_path_factory.mktemp("memory")
     config = folder / "config.yaml"
-    address = changed_config(
-        LOCAL_CONFIG, config, Stylizer={"user_config": {"max_batch_size": 4, "release_after_s": 5}}
-    )
+    address = changed_config(LOCAL_CONFIG, config, Stylizer={"user_config": {"release_after_s": 5}})
     document = yaml.safe_load(config.read_text())
     document["applications"][0]["args"]["memory_bytes"] = "600MB"
     for deployment in document["applications"][0]["deployments"]:

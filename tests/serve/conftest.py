@@ -24,7 +24,6 @@ def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
         LOCAL_CONFIG,
         config,
         Ingress={"user_config": {"queue_time_s": 4, "queue_least_pictures": 20, "trusted_proxies": ["127.0.0.0/8"]}},
-        Stylizer={"user_config": {"max_batch_size": 4}},
     )
     styles = folder / "styles"
     checkpoint = SHARED / "weights" / "hayao_99.pt"

@@ -261,11 +261,16 @@ def test_pictures_share_the_threads_side_by_side(
     assert runs_of(wide_stylist, frames) == runs
 
 
+def painted_alone(stylist: Stylist) -> tuple[list[Frame], list[Frame | Exception]]:
+    """Three frames, each too large to share a tensor, and what becomes of each by itself."""
+    frames = [frame_of(256, 264, seed) for seed in range(3)]
+    return frames, [stylist.paint("seeded", [frame])[0] for frame in frames]
+
+
 def test_pictures_side_by_side_are_painted_at_once_and_as_if_alone(
     wide_stylist: Stylist, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    frames = [frame_of(256, 264, seed) for seed in range(3)]
-    alone = [wide_stylist.paint("seeded", [frame])[0] for frame in frames]
+    frames, alone = painted_alone(wide_stylist)
     forward = wide_stylist._forward
     everyone = threading.Barrier(3)
 
@@ -281,8 +286,7 @@ def test_pictures_side_by_side_are_painted_at_once_and_as_if_alone(
 def test_picture_that_finds_no_memory_beside_others_is_painted_alone(
     wide_stylist: Stylist, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    frames = [frame_of(256, 256, seed) for seed in range(3)]
-    alone = [wide_stylist.paint("seeded", [frame])[0] for frame in frames]
+    frames, alone = painted_alone(wide_stylist)
     forward = wide_stylist._forward
 
     def scarce(style: str, group: Sequence[Frame], rows: int) -> Frame:
