@@ -144,10 +144,10 @@ def test_check_names_the_wrong_key_by_its_path_and_the_one_that_was_meant(
 ) -> None:
     good = ROOT / "configs" / "local.yaml"
     broken = tmp_path / "broken.yaml"
-    broken.write_text(good.read_text().replace("max_batch_size", "max_batchsize"))
+    broken.write_text(good.read_text().replace("stuck_after_s", "stuck_afters"))
     assert animegan("check", good, broken) == 1
     assert capsys.readouterr().out == (
-        f"{broken}: applications.0.deployments.2.user_config.max_batchsize: unknown key, did you mean max_batch_size?\n"
+        f"{broken}: applications.0.deployments.2.user_config.stuck_afters: unknown key, did you mean stuck_after_s?\n"
     )
 
 
