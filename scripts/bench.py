@@ -39,6 +39,7 @@ ALLOCATORS: dict[str, dict[str, str]] = {
     "mimalloc": {"LD_PRELOAD": "libmimalloc.so.2"},
 }
 JOBS = 5  # of the article's queue
+SHAPES = 24  # of a mixed load
 RUNGS = [  # (rung, engine, allocator, height, width, the article's MB and seconds on a T4 for 1024 x 1024)
     ("original, with gradients", "original", "glibc", 1200, 1600, "1200 MB, 1.8 s"),
     ("no_grad + eval", "eager-nchw", "glibc", 1200, 1600, "1000 MB, 1.6 s"),
@@ -147,6 +148,42 @@ def stylist_engine(precision: str) -> Callable[[argparse.Namespace], Paint]:
     return make
 
 
+def mixed_engine(precision: str) -> Callable[[argparse.Namespace], Paint]:
+    """What a Stylizer goes through: pictures of ever other shapes, so many at once; when one ends, the next begins."""
+
+    def make(options: argparse.Namespace) -> Paint:
+        from concurrent.futures import FIRST_COMPLETED, Future, wait
+
+        from serve_app.settings import Settings
+        from serve_app.stylize import WARM_UP_SIDE, Stylist
+
+        style = style_of(options)
+        settings = Settings(device="cpu", precision=precision, threads=options.threads)  # type: ignore[arg-type]
+        stylist = Stylist({style.name: style}, settings)
+
+        def paint(at_once: int, height: int, width: int) -> None:
+            if height == WARM_UP_SIDE:  # where a Stylizer is idle
+                return stylist.warm_up()
+            painting: set[Future[Any]] = set()
+            for number in range(SHAPES):
+                if len(painting) == at_once:
+                    _, painting = wait(painting, return_when=FIRST_COMPLETED)
+                shape = shape_like(height * width, number)
+                frames = list(frames_of(1, *shape).numpy())
+                painting.add(stylist.start(style.name, frames, at_once - len(painting)))
+            wait(painting)
+
+        return paint
+
+    return make
+
+
+def shape_like(pixels: int, number: int) -> tuple[int, int]:
+    """Height and width of about so many pixels, between 2 : 1 and 1 : 2, in multiples of 4; each number has its own."""
+    ratio = 2 ** (2 * (number * 7 % SHAPES) / (SHAPES - 1) - 1)
+    return round((pixels * ratio) ** 0.5 / 4) * 4, round((pixels / ratio) ** 0.5 / 4) * 4
+
+
 def torch_engine(prepare: Callable[[Any], Any], channels_last: bool = True, grad: bool = False) -> Callable[..., Paint]:
     def make(options: argparse.Namespace) -> Paint:
         import torch
@@ -251,6 +288,8 @@ ENGINE_MAKERS: dict[str, Callable[[argparse.Namespace], Paint]] = {
     "openvino": openvino_engine,
     "stylist": stylist_engine("fp32"),
     "stylist-fp16": stylist_engine("fp16"),
+    "mixed": mixed_engine("fp32"),
+    "mixed-fp16": mixed_engine("fp16"),
     "strips": strips_engine("fp32"),
     "strips-fp16": strips_engine("fp16"),
     "strips-bf16": strips_engine("bf16"),
@@ -512,6 +551,35 @@ def bench_lanes(options: argparse.Namespace) -> None:
     write(options, "lanes", rows)
 
 
+def bench_mixed(options: argparse.Namespace) -> None:
+    """A stream of pictures of ever other shapes: planned with and measured peak; the most that any process took."""
+    from serve_app.memory import planned_bytes
+
+    rows = []
+    for side, (precision, engine), count in itertools.product(
+        options.sides, (("fp32", "mixed"), ("fp16", "mixed-fp16")), (1, options.threads)
+    ):
+        figures = in_fresh_processes(options, engine, "tcmalloc", side, side, count, 1)
+        planned = max(
+            planned_bytes(*shape_like(side * side, number), 1, precision, lanes=count)  # type: ignore[arg-type]
+            for number in range(SHAPES)
+        )
+        row = {
+            "pixels of": f"{side} x {side}",
+            "precision": precision,
+            "at once": count,
+            "pictures a second": SHAPES / figures["wall"],
+            "planned MB": round(planned / MB),
+            "measured MB": round(figures["most"] / MB),
+            "over by": f"{(planned - figures['most']) / MB:+.0f} MB, {planned / figures['most'] - 1:+.1%}",
+        }
+        rows.append(row)
+        print(row, flush=True)
+    print()
+    print_table(rows)
+    write(options, "mixed", rows)
+
+
 def plot_sizes(options: argparse.Namespace, rows: list[dict[str, Any]], shapes: list[tuple[int, int, int]]) -> None:
     import matplotlib
 
@@ -681,6 +749,7 @@ def main() -> None:
     lanes = command("lanes", bench_lanes)
     lanes.add_argument("--sides", type=int, nargs="+", default=[256, 512, 1024])
     lanes.add_argument("--paintings", type=int, default=4, help="of a batch in each process; the first is not timed")
+    command("mixed", bench_mixed).add_argument("--sides", type=int, nargs="+", default=[256, 512, 1024])
     command("ladder", bench_ladder)
     profiled = command("profile", bench_profile)
     profiled.set_defaults(out=ROOT / "runs" / "profile")

@@ -60,7 +60,7 @@ class Work:
         self._pixels = self._seconds = self._pictures = 0.0
 
     def painted(self, pictures: int, pixels: int, seconds: float) -> None:
-        """One batch."""
+        """One batch, and how long the device was in use since the one that ended before it."""
         self._busy_s += seconds
         self._pixels = self._pixels * self.FADING + pixels
         self._seconds = self._seconds * self.FADING + seconds

@@ -1,16 +1,16 @@
 """Same-size batches, chosen only when the device is free. Pure asyncio, no Ray.
 
 Ray Serve's own `@serve.batch` seals a batch while the device is still busy and cannot group by size. Here pictures wait
-in one queue per key (style, height, width). When the device becomes free, the picture that has waited longest is taken,
-with as many others of its key as the batch may hold: under light load nobody waits for company, under heavy load
-batches fill by themselves.
+in one queue per key (style, height, width). When the device has a place free, the picture that has waited longest is
+taken, with as many others of its key as the batch may hold: under light load nobody waits for company, under heavy load
+batches fill by themselves. A device may have several places, each for a batch of its own key.
 
-Nobody starves. A picture waits for the batch that is on the device when it comes, and for at most
+Nobody starves. A picture waits for the batches that are on the device when it comes, and for at most
 
     sum over all keys of ceil(older waiting pictures of the key / batch size of the key)
 
 batches more, whatever others send later: every one of them is headed by an older picture, and takes the oldest of its
-key.
+key. Where the oldest finds no place, nobody overtakes it.
 """
 
 import asyncio
@@ -35,8 +35,16 @@ logger = logging.getLogger(__name__)
 class Observer(Protocol[ToldKey]):
     """Is told of every batch when it has ended, well or badly."""
 
-    def on_batch(self, key: ToldKey, size: int, pixels: int, waits_s: list[float], ran_s: float) -> None:
-        """`waits_s` has the queue time of each of the `size` pictures, which have `pixels` together."""
+    def on_batch(self, key: ToldKey, size: int, pixels: int, waits_s: list[float], ran_s: float, busy_s: float) -> None:
+        """
+        Args:
+            size: pictures in the batch.
+            pixels: of all of them.
+            waits_s: the queue time of each.
+            ran_s: how long it was on the device.
+            busy_s: since a batch last ended, or since it began where the device was free then: the sum of these is the
+                time that the device was in use, by however many batches at once.
+        """
 
 
 @dataclass(frozen=True)
@@ -75,15 +83,27 @@ class Entry(Generic[Key, Item, Result]):
 Waiting = OrderedDict[Entry[Key, Item, Result], None]
 
 
+@dataclass(eq=False)
+class Running:
+    """A batch on the device."""
+
+    size: int
+    pixels: int
+    started_s: float
+
+
 class Batcher(Generic[Key, Item, Result]):
-    """Runs items through `run` in batches of one key, one batch at a time.
+    """Runs items through `run` in batches of one key, one batch at a time or as many as there are places.
 
     Args:
-        run: takes a key and 1 to `max_batch_size` items; returns, in order, a result or an exception for each.
+        run: takes a key and 1 to `max_batch_size` items; returns, in order, a result or an exception for each. It is
+            begun before `limit` is asked about the next batch.
         max_batch_size: may be changed between batches.
         clock: seconds, monotonic, at the pace of the event loop's own clock, whose timers expire and linger.
-        limit: how many items of a key fit together, by memory say; a batch holds no more, but always one. Where it
-            raises, the oldest picture of the key gets the exception and the queue goes on.
+        limit: how many items of a key may be run together now, by memory say; a batch holds no more. 0 lets the oldest
+            wait until a batch has ended; where none runs, one item is tried all the same. Where it raises, the oldest
+            picture of the key gets the exception and the queue goes on.
+        places: for batches that run at the same time.
         linger_s: how long a picture on an idle device waits for others of its key, unless they fill a batch before.
         observer: what it raises is logged and changes nothing.
     """
@@ -95,6 +115,7 @@ class Batcher(Generic[Key, Item, Result]):
         clock: Callable[[], float] = time.monotonic,
         *,
         limit: Callable[[Key], int] | None = None,
+        places: int = 1,
         linger_s: float = 0.0,
         observer: Observer[Key] | None = None,
     ) -> None:
@@ -103,14 +124,15 @@ class Batcher(Generic[Key, Item, Result]):
         self._run = run
         self._clock = clock
         self._limit = limit
+        self._places = places
         self._observer = observer
         self._waiting: Waiting[Key, Item, Result] = OrderedDict()
         self._queues: dict[Key, Waiting[Key, Item, Result]] = {}  # the same entries by key; no queue is empty
         self._waiting_pixels = 0
-        self._changed = asyncio.Event()  # somebody came or left
+        self._changed = asyncio.Event()  # somebody came or left, or a batch has ended
         self._worker: asyncio.Task[None] | None = None
-        self._running_since: float | None = None
-        self._running_pixels = 0
+        self._running: dict[Running, asyncio.Task[None]] = {}
+        self._counted_s = 0.0  # until when the device's time has been told
         self._is_draining = False
 
     async def submit(self, key: Key, item: Item, pixels: int = 1, expires_s: float | None = None) -> Done[Result]:
@@ -153,6 +175,11 @@ class Batcher(Generic[Key, Item, Result]):
         return len(self._waiting)
 
     @property
+    def running(self) -> int:
+        """Pictures on the device."""
+        return sum(batch.size for batch in self._running)
+
+    @property
     def waiting_pixels(self) -> int:
         """Pixels in the queue, without those on the device."""
         return self._waiting_pixels
@@ -160,11 +187,11 @@ class Batcher(Generic[Key, Item, Result]):
     @property
     def backlog_pixels(self) -> int:
         """Pixels in the queue and on the device."""
-        return self._waiting_pixels + self._running_pixels
+        return self._waiting_pixels + sum(batch.pixels for batch in self._running)
 
     def running_for_s(self) -> float:
-        """Seconds since the batch on the device was started; 0 when the device is free."""
-        return 0.0 if self._running_since is None else self._clock() - self._running_since
+        """Seconds since the oldest batch on the device was started; 0 when the device is free."""
+        return max((self._clock() - batch.started_s for batch in self._running), default=0.0)
 
     def _enter(self, entry: Entry[Key, Item, Result]) -> None:
         self._queues.setdefault(entry.key, OrderedDict())[entry] = None
@@ -196,10 +223,17 @@ class Batcher(Generic[Key, Item, Result]):
         )
 
     async def _work(self) -> None:
-        while self._waiting:
-            await self._linger()
-            if batch := self._choose():
-                await self._run_batch(batch)
+        while self._waiting or self._running:
+            while len(self._running) < self._places:
+                await self._linger()
+                batch = self._choose()
+                if not batch:
+                    break
+                self._start(batch)
+                await asyncio.sleep(0)  # it is on the device before the next one is chosen
+            if self._waiting or self._running:
+                self._changed.clear()
+                await self._changed.wait()
 
     async def _linger(self) -> None:
         """Returns when the oldest has waited `linger_s`, or its batch is full; at once where no lingering is asked."""
@@ -216,15 +250,18 @@ class Batcher(Generic[Key, Item, Result]):
                 await asyncio.wait_for(self._changed.wait(), left_s)
 
     def _choose(self) -> list[Entry[Key, Item, Result]]:
-        """The oldest waiting entry and others of its key, in order of arrival; none where nobody waits."""
+        """The oldest waiting entry and others of its key, in order of arrival; none where nobody waits or may begin."""
         while (head := self._oldest(self._waiting)) is not None:
             queue = self._queues[head.key]
-            self._leave(head)
             try:
                 size = self._batch_size(head.key)
             except Exception as error:  # whoever wrote `limit`, the queue must go on
+                self._leave(head)
                 head.answer(error)
                 continue
+            if size < 1 and self._running:
+                return []
+            self._leave(head)
             batch = [head]
             while len(batch) < size and (entry := self._oldest(queue)) is not None:
                 self._leave(entry)
@@ -247,38 +284,46 @@ class Batcher(Generic[Key, Item, Result]):
     def _batch_size(self, key: Key) -> int:
         return self.max_batch_size if self._limit is None else min(self.max_batch_size, self._limit(key))
 
-    async def _run_batch(self, batch: list[Entry[Key, Item, Result]]) -> None:
-        key = batch[0].key
-        self._running_pixels = sum(entry.pixels for entry in batch)
-        started = self._running_since = self._clock()
+    def _start(self, batch: list[Entry[Key, Item, Result]]) -> None:
+        now = self._clock()
+        if not self._running:
+            self._counted_s = now
+        running = Running(len(batch), sum(entry.pixels for entry in batch), now)
+        self._running[running] = asyncio.create_task(self._run_batch(batch, running))
+
+    async def _run_batch(self, batch: list[Entry[Key, Item, Result]], running: Running) -> None:
         outcomes: list[Result | Exception]
+        task = asyncio.current_task()
         try:
-            outcomes = await self._run(key, [entry.item for entry in batch])
+            outcomes = await self._run(batch[0].key, [entry.item for entry in batch])
             if len(outcomes) != len(batch):
                 raise RuntimeError(f"{len(outcomes)} results for a batch of {len(batch)}")
         except Exception as error:  # whatever it was, everyone in the batch must hear of it and the queue go on
             outcomes = [error] * len(batch)
         except asyncio.CancelledError:
-            worker = asyncio.current_task()
-            if worker is not None and worker.cancelling():  # the event loop ends, and everyone who waits with it
+            if task is not None and task.cancelling():  # the event loop ends, and everyone who waits with it
                 raise
             outcomes = [RuntimeError("the batch was cancelled on the device")] * len(batch)
         finally:
-            pixels, self._running_pixels = self._running_pixels, 0
-            self._running_since = None
-        ran_s = self._clock() - started
-        waits_s = [started - entry.arrived_s for entry in batch]
+            del self._running[running]
+            self._changed.set()
+        ended_s = self._clock()
+        ran_s = ended_s - running.started_s
+        waits_s = [running.started_s - entry.arrived_s for entry in batch]
         for entry, wait_s, outcome in zip(batch, waits_s, outcomes, strict=True):
             if isinstance(outcome, Exception):
                 entry.answer(outcome)
             else:
                 entry.answer(Done(outcome, wait_s, ran_s, len(batch)))
-        self._tell(key, pixels, waits_s, ran_s)
+        busy_s, self._counted_s = ended_s - self._counted_s, ended_s
+        self._tell(batch, running.pixels, waits_s, ran_s, busy_s)
 
-    def _tell(self, key: Key, pixels: int, waits_s: list[float], ran_s: float) -> None:
+    def _tell(
+        self, batch: list[Entry[Key, Item, Result]], pixels: int, waits_s: list[float], ran_s: float, busy_s: float
+    ) -> None:
         if self._observer is None:
             return
         try:
-            self._observer.on_batch(key, len(waits_s), pixels, waits_s, ran_s)
+            self._observer.on_batch(batch[0].key, len(batch), pixels, waits_s, ran_s, busy_s)
         except Exception:
             logger.exception("an observer of batches failed")

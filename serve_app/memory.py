@@ -25,6 +25,9 @@ OVERHEAD = {"cuda": 0.1, "tcmalloc": 0.08, "jemalloc": 0.28, "mimalloc": 0.35, "
 # More, where threads paint side by side: what one frees lies between what the others still use. A bound, since it
 # differs from run to run; measured by `scripts/bench.py lanes`.
 LANES_OVERHEAD = 0.19
+# More for each lane of a process that has painted other sizes before: oneDNN's code for them, and memory that lies free
+# in pieces that do not suit. Planned with, so that a budget holds for good; measured by `scripts/bench.py mixed`.
+MIXED_BYTES = 20 * MIB
 
 
 @dataclass(frozen=True)
@@ -93,7 +96,7 @@ def predict_peak_bytes(
     allocator: str = "tcmalloc",
     lanes: int = 1,
 ) -> int:
-    """What painting adds to the process at its peak, frames in and out included: never less than will be measured.
+    """What painting adds to a fresh process at its peak, frames in and out included: never less than will be measured.
 
     Args:
         height: pixels of each picture.
@@ -104,20 +107,59 @@ def predict_peak_bytes(
         allocator: that the process runs on.
         lanes: threads that each paint such a batch at the same time.
     """
-    stored = BYTES[precision]
     rows = rows or strip_rows(height, width, batch)
-    peak = max(layer_bytes(layer, height, width, rows, stored, batch > 1) for layer in LAYERS)
+    return lanes * painting_bytes(height, width, batch, precision, rows, allocator, lanes > 1) + OVERHEAD_BYTES
+
+
+def planned_bytes(
+    height: int,
+    width: int,
+    batch: int,
+    precision: Precision,
+    rows: int | None = None,
+    allocator: str = "tcmalloc",
+    lanes: int = 1,
+) -> int:
+    """The same of a process that has painted any number of other sizes before: what a budget is planned with."""
+    return predict_peak_bytes(height, width, batch, precision, rows, allocator, lanes) + lanes * MIXED_BYTES
+
+
+def painting_bytes(
+    height: int, width: int, batch: int, precision: Precision, rows: int, allocator: str, is_beside: bool = False
+) -> int:
+    """What `predict_peak_bytes` has of one lane, without `OVERHEAD_BYTES`; `is_beside` where others paint meanwhile."""
+    peak = max(layer_bytes(layer, height, width, rows, BYTES[precision], batch > 1) for layer in LAYERS)
     frames = 2 * 3 * height * width
-    overhead = (1 + OVERHEAD[allocator]) * (1 + LANES_OVERHEAD if lanes > 1 else 1)
-    return int(lanes * batch * (peak + frames) * overhead) + OVERHEAD_BYTES
+    overhead = (1 + OVERHEAD[allocator]) * (1 + LANES_OVERHEAD if is_beside else 1)
+    return int(batch * (peak + frames) * overhead)
+
+
+def lane_bytes(
+    height: int, width: int, batch: int, precision: Precision, rows: int, allocator: str, is_beside: bool = False
+) -> int:
+    """What `planned_bytes` has of one lane, without `OVERHEAD_BYTES`."""
+    return painting_bytes(height, width, batch, precision, rows, allocator, is_beside) + MIXED_BYTES
 
 
 def fitting_rows(
-    height: int, width: int, batch: int, precision: Precision, memory_bytes: int, allocator: str, lanes: int = 1
+    height: int,
+    width: int,
+    batch: int,
+    precision: Precision,
+    memory_bytes: int,
+    allocator: str,
+    lanes: int = 1,
+    taken_bytes: int = 0,
 ) -> int | None:
-    """Rows of the tallest strips that keep a batch in each lane within the budget; None where the lowest do not."""
+    """Rows of the tallest strips that keep `planned_bytes` within the budget; None where the lowest do not.
+
+    Args:
+        taken_bytes: of the budget, by other lanes.
+    """
+    is_beside = lanes > 1 or taken_bytes > 0
+    free_bytes = memory_bytes - taken_bytes - OVERHEAD_BYTES
     rows = strip_rows(height, width, batch)
-    while predict_peak_bytes(height, width, batch, precision, rows, allocator, lanes) > memory_bytes:
+    while lanes * lane_bytes(height, width, batch, precision, rows, allocator, is_beside) > free_bytes:
         if rows == LEAST_ROWS:
             return None
         rows = max(rows // 8 * 4, LEAST_ROWS)

@@ -1,11 +1,10 @@
-"""The painting of one batch: uint8 frames in, uint8 frames out, in strips, under a budget of bytes."""
+"""The painting of frames, batch by batch: uint8 in, uint8 out, in strips, under a budget of bytes."""
 
 import gc
 import logging
 import os
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 
 import numpy as np
 import psutil
@@ -15,7 +14,8 @@ from serve_app.allocator import release_free_memory, running_allocator
 from serve_app.checkpoints import load_generator
 from serve_app.errors import DeviceError, OutOfMemory, RequestError, TooLargeToPaint
 from serve_app.frames import Frame
-from serve_app.memory import MIN_ROWS, fitting_rows, largest_side, predict_peak_bytes, strip_rows
+from serve_app.lanes import CPU_STACK_PIXELS, Lane, Lanes
+from serve_app.memory import largest_side, planned_bytes
 from serve_app.settings import Device, Precision, Settings
 from serve_app.streaming import StripGenerator
 from serve_app.styles import InstalledStyle
@@ -23,29 +23,16 @@ from serve_app.styles import InstalledStyle
 logger = logging.getLogger(__name__)
 
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+# oneDNN keeps the code that it has compiled for each layer, strip and size: by default 1,024 pieces, which a hundred
+# sizes fill with 100 MB. 64 hold those of two pictures painted at once, and cost no time that could be measured.
+PRIMITIVE_CACHE = {"ONEDNN_PRIMITIVE_CACHE_CAPACITY": "64"}
 WARM_UP_SIDE = 64  # pixels: every kernel is loaded and every layer's memory touched, in milliseconds
-CPU_STACK_PIXELS = 256 * 256  # on a CPU larger tensors are no faster than their pictures one by one
 
-
-@dataclass(frozen=True)
-class Plan:
-    """How frames of one size are painted: `lanes` at once, each a tensor of `stack` frames in strips of `rows`.
-
-    Lanes are threads. Two that paint a picture each never wait for each other, as the two that share one do at the end
-    of every operation: on a busy machine, whoever is held up holds up the other.
-    """
-
-    lanes: int
-    stack: int
-    rows: int
-
-    @property
-    def together(self) -> int:
-        return self.lanes * self.stack
+Outcomes = list[Frame | Exception]
 
 
 class Stylist:
-    """Paints batches with any of its styles, on one device. Not thread-safe: one batch at a time.
+    """Paints batches with any of its styles, on one device, as many at once as it has lanes for.
 
     Args:
         styles: to load, by name; each takes 8 MB in float32.
@@ -67,25 +54,28 @@ class Stylist:
         cpu_share: float = 1,
         memory_share: float = 0,
     ) -> None:
+        for name, value in PRIMITIVE_CACHE.items():
+            os.environ.setdefault(name, value)  # read when the first layer runs
         self.device = choose_device(settings.device, gpu_share, torch.cuda.is_available())
         self.precision = choose_precision(settings.precision, self.device)
         if self.device.type == "cuda":
             bound_cuda_memory(gpu_share or 1, settings.cuda_context_bytes)
-        self._threads = count_threads(settings, cpu_share)
-        self._lanes = ThreadPoolExecutor(self._threads, thread_name_prefix="lane")
-        storage, compute = DTYPES[self.precision], compute_dtype(self.precision, self.device)
-        self._generators = {
-            name: StripGenerator(load_generator(style).to(self.device), style.resize, storage, compute)
-            for name, style in styles.items()
-        }
         self.allocator = running_allocator() if self.device.type == "cpu" else "cuda"
-        self.memory_bytes = settings.memory_bytes or free_memory(self.device, memory_share)
+        threads, stack_pixels = 1, None
+        if self.device.type == "cpu":
+            threads, stack_pixels = count_threads(settings, cpu_share), CPU_STACK_PIXELS
+        # All that torch does happens on threads of ours, one for each lane: OpenMP keeps a team for every thread that
+        # calls it. Who is alone is always in the first, so that just one team is as large as all threads.
+        self._threads = [ThreadPoolExecutor(1, thread_name_prefix=f"lane-{index}") for index in range(threads)]
+        self._generators = self._threads[0].submit(self._load, styles).result()
+        memory_bytes = settings.memory_bytes or free_memory(self.device, memory_share)
+        self.lanes = Lanes(threads, self.precision, self.allocator, memory_bytes, stack_pixels)
 
     def describe(self) -> str:
         """One line for the log: where and how this replica paints."""
         return (
             f"painting on {self.device.type} in {self.precision}, allocator {self.allocator}, "
-            f"budget {self.memory_bytes / 1e6:,.0f} MB"
+            f"budget {self.lanes.memory_bytes / 1e6:,.0f} MB"
         )
 
     def warm_up(self) -> None:
@@ -95,71 +85,81 @@ class Stylist:
             if isinstance(outcome, Exception):
                 raise outcome
 
-    def paint(self, style: str, frames: Sequence[Frame]) -> list[Frame | Exception]:
-        """Paints frames of one size, (H, W, 3) uint8 each, as many together as pays and the budget holds.
+    def paint(self, style: str, frames: Sequence[Frame]) -> Outcomes:
+        """Paints frames of one size, (H, W, 3) uint8 each, as many at once as pays and the budget holds.
 
         Returns:
             In order, a painted frame or what kept it from being painted.
         """
         height, width = frames[0].shape[:2]
-        plan = self._plan(height, width, len(frames))
-        if plan is None:
-            return [self._refusal(height, width)] * len(frames)
-        outcomes: list[Frame | Exception] = []
-        for first in range(0, len(frames), plan.together):
-            outcomes += self._paint_side_by_side(style, frames[first : first + plan.together], plan)
-        return outcomes
+        painted: dict[int, Outcomes] = {}  # by where they begin
+        begun: dict[Future[Outcomes], int] = {}
+        at = 0
+        while at < len(frames) or begun:
+            left = len(frames) - at
+            size = self.lanes.fitting(height, width, left, left)
+            if left and (size or not begun):
+                group = frames[at : at + max(size, 1)]
+                begun[self.start(style, group, left)] = at
+                at += len(group)
+                continue
+            for ended in wait(begun, return_when=FIRST_COMPLETED).done:
+                painted[begun.pop(ended)] = ended.result()
+        return [outcome for first in sorted(painted) for outcome in painted[first]]
 
-    def together(self, height: int, width: int, most: int) -> int:
-        """How many frames of a size are painted together, at most: as many as pay and fit, and always one."""
-        plan = self._plan(height, width, most)
-        return 1 if plan is None else min(plan.together, most)
+    def start(self, style: str, frames: Sequence[Frame], waiting: int) -> "Future[Outcomes]":
+        """Begins to paint frames of one size, no more than `lanes.fitting` said, beside what is being painted.
+
+        Args:
+            waiting: frames that want to be painted, with these.
+
+        Returns:
+            What will be, in order, a painted frame or what kept it from being painted.
+        """
+        height, width = frames[0].shape[:2]
+        lane = self.lanes.enter(height, width, len(frames), waiting)
+        if lane is None:
+            refused: Future[Outcomes] = Future()
+            refused.set_result([self._refusal(height, width)] * len(frames))
+            return refused
+        return self._threads[lane.index].submit(self._paint_in, lane, style, frames)
 
     def release(self) -> None:
         """Gives back what painting has left free, when no picture will want it soon."""
-        release_memory()
+        self._threads[0].submit(release_memory)
 
-    def _plan(self, height: int, width: int, count: int) -> Plan | None:
-        """For up to `count` frames; None where the budget does not hold even one."""
-        most_lanes, most_stacked = 1, count
-        if self.device.type == "cpu":
-            most_lanes = min(self._threads, count)
-            most_stacked = max(CPU_STACK_PIXELS // (height * width), 1)
-        least_rows = min(MIN_ROWS, strip_rows(height, width, 1))  # lower strips cost more time than a lane saves
-        for lanes in range(most_lanes, 0, -1):
-            for stack in range(min(most_stacked, -(-count // lanes)), 0, -1):
-                rows = fitting_rows(height, width, stack, self.precision, self.memory_bytes, self.allocator, lanes)
-                if rows is not None and (lanes == 1 or rows >= least_rows):
-                    return Plan(lanes, stack, rows)
-        return None
+    def _load(self, styles: dict[str, InstalledStyle]) -> dict[str, StripGenerator]:
+        storage, compute = DTYPES[self.precision], compute_dtype(self.precision, self.device)
+        return {
+            name: StripGenerator(load_generator(style).to(self.device), style.resize, storage, compute)
+            for name, style in styles.items()
+        }
 
     def _refusal(self, height: int, width: int) -> TooLargeToPaint:
-        needed = predict_peak_bytes(height, width, 1, self.precision, allocator=self.allocator)
-        side = largest_side((height, width), self.precision, self.memory_bytes, self.allocator)
+        needed = planned_bytes(height, width, 1, self.precision, allocator=self.allocator)
+        budget = self.lanes.memory_bytes
+        side = largest_side((height, width), self.precision, budget, self.allocator)
         return TooLargeToPaint(
-            f"Painting {width} x {height} takes {needed / 1e6:,.0f} MB, and {self.memory_bytes / 1e6:,.0f} MB are set "
+            f"Painting {width} x {height} takes {needed / 1e6:,.0f} MB, and {budget / 1e6:,.0f} MB are set "
             f"aside for it here. Ask for max_side={side}, the largest that fits.",
             side,
             max(height, width),
         )
 
-    def _paint_side_by_side(self, style: str, frames: Sequence[Frame], plan: Plan) -> list[Frame | Exception]:
-        groups = [frames[first : first + plan.stack] for first in range(0, len(frames), plan.stack)]
-        if len(groups) == 1:
-            return self._paint_group(style, frames, plan.rows, self._threads)
-        threads = self._threads // len(groups)
-        waiting = [self._lanes.submit(self._paint_group, style, group, plan.rows, threads) for group in groups]
-        outcomes = [outcome for group in waiting for outcome in group.result()]
-        for at, outcome in enumerate(outcomes):
-            if isinstance(outcome, OutOfMemory):  # alone there may be enough
-                outcomes[at : at + 1] = self._paint_group(style, [frames[at]], plan.rows, self._threads)
-        return outcomes
+    def _paint_in(self, lane: Lane, style: str, frames: Sequence[Frame]) -> Outcomes:
+        try:
+            torch.set_num_threads(lane.threads)  # of this thread, and of those to come: said anew each time
+            outcomes = self._paint_batch(style, frames, lane.rows)
+            for at, outcome in enumerate(outcomes):
+                if isinstance(outcome, OutOfMemory) and lane.threads < self.lanes.threads:  # alone there may be enough
+                    with self.lanes.alone(lane):
+                        torch.set_num_threads(self.lanes.threads)
+                        outcomes[at : at + 1] = self._paint_batch(style, [frames[at]], lane.rows)
+            return outcomes
+        finally:
+            self.lanes.leave(lane)
 
-    def _paint_group(self, style: str, frames: Sequence[Frame], rows: int, threads: int) -> list[Frame | Exception]:
-        torch.set_num_threads(threads)  # of the calling thread, and of those to come: said anew each time
-        return self._paint_batch(style, frames, rows)
-
-    def _paint_batch(self, style: str, frames: Sequence[Frame], rows: int) -> list[Frame | Exception]:
+    def _paint_batch(self, style: str, frames: Sequence[Frame], rows: int) -> Outcomes:
         """A batch that fails is halved, down to single frames, so that one bad frame fails alone."""
         outcome: Exception | None = None
         try:

@@ -4,7 +4,6 @@ The only deployment whose process imports torch, and only when it is constructed
 """
 
 import asyncio
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -29,16 +28,16 @@ Key = tuple[str, Size]  # (style, (height, width)): only such frames share a bat
 @serve.deployment(user_config={})
 class Stylizer:
     def __init__(self, settings: Settings) -> None:
-        # One thread for all that torch does: the device paints one batch at a time, torch keeps one set of workspaces,
-        # and OpenMP one team. To a second team, of another thread, there would be more threads than cores. (Where the
-        # pictures of a batch are painted side by side, the lanes share out the threads of this one.)
-        self.device = ThreadPoolExecutor(1, thread_name_prefix="device")
-        self.stylist = self.device.submit(make_stylist, settings).result()
+        self.stylist = make_stylist(settings)
         print(self.stylist.describe(), flush=True)
         self.settings = StylizerSettings()
         self.watch = Watch()
         self.batcher: Batcher[Key, Frame, Frame] = Batcher(
-            self._paint, self.settings.max_batch_size, limit=self._fitting, observer=self.watch
+            self._paint,
+            self.settings.max_batch_size,
+            limit=self._fitting,
+            places=self.stylist.lanes.threads,
+            observer=self.watch,
         )
         self.releasing: asyncio.TimerHandle | None = None
 
@@ -72,20 +71,20 @@ class Stylizer:
 
     def _fitting(self, key: Key) -> int:
         _, (height, width) = key
-        return self.stylist.together(height, width, self.settings.max_batch_size)
+        room = self.settings.max_batch_size - self.batcher.running
+        return self.stylist.lanes.fitting(height, width, self.batcher.waiting, room)
 
     async def _paint(self, key: Key, frames: list[Frame]) -> list[Frame | Exception]:
         style, _ = key
         self.watch.tell(self.batcher)
-        loop = asyncio.get_running_loop()
         if self.releasing is not None:
             self.releasing.cancel()
+        room = self.settings.max_batch_size - self.batcher.running + len(frames)
+        waiting = min(self.batcher.waiting + len(frames), max(room, len(frames)))
         try:
-            return await loop.run_in_executor(self.device, self.stylist.paint, style, frames)
+            return await asyncio.wrap_future(self.stylist.start(style, frames, waiting))
         finally:
-            self.releasing = loop.call_later(
-                self.settings.release_after_s, loop.run_in_executor, self.device, self.stylist.release
-            )
+            self.releasing = asyncio.get_running_loop().call_later(self.settings.release_after_s, self.stylist.release)
 
     async def record_autoscaling_stats(self) -> dict[str, float]:
         """What `autoscaling.PixelBacklog` decides by."""
@@ -97,7 +96,7 @@ class Stylizer:
         self.watch.tell(self.batcher)
         running_s = self.batcher.running_for_s()
         if running_s > self.settings.stuck_after_s:
-            raise RuntimeError(f"the batch on the device has run for {running_s:.0f} s")
+            raise RuntimeError(f"a batch on the device has run for {running_s:.0f} s")
 
 
 def make_stylist(settings: Settings) -> "Stylist":
@@ -126,8 +125,8 @@ class Watch:
         self.waiting_pictures = Gauge(metrics.WAITING_PICTURES, "Pictures that wait for the device.")
         self.waiting_pixels = Gauge(metrics.WAITING_PIXELS, "Their pixels.")
 
-    def on_batch(self, key: Key, size: int, pixels: int, waits_s: list[float], ran_s: float) -> None:
-        self.work.painted(size, pixels, ran_s)
+    def on_batch(self, key: Key, size: int, pixels: int, waits_s: list[float], ran_s: float, busy_s: float) -> None:
+        self.work.painted(size, pixels, busy_s)
         self.batch_size.observe(size)
         self.batch_s.observe(ran_s)
         for wait_s in waits_s:

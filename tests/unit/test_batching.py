@@ -33,28 +33,27 @@ class Clock:
 
 
 class Device:
-    """Runs a batch until a test finishes it. An item that is an exception is its own outcome."""
+    """Runs each batch until a test finishes it. An item that is an exception is its own outcome."""
 
     def __init__(self) -> None:
         self.batches: list[Batch] = []
-        self.is_busy = False
-        self._finish = asyncio.Event()
-        self._fault: Exception | None = None
+        self.running: dict[int, asyncio.Future[Exception | None]] = {}  # batches by number
 
     async def run(self, key: str, items: list[Any]) -> list[Any]:
+        number = len(self.batches)
         self.batches.append((key, items))
-        self.is_busy = True
-        await self._finish.wait()
-        self._finish.clear()
-        self.is_busy = False
-        if self._fault is not None:
-            raise self._fault
+        self.running[number] = asyncio.get_running_loop().create_future()
+        fault = await self.running[number]
+        del self.running[number]
+        if fault is not None:
+            raise fault
         return [item if isinstance(item, Exception) else f"{item} painted" for item in items]
 
-    async def finish(self, fault: Exception | None = None) -> None:
-        """Ends the batch that runs now, well or with a fault, and lets the next one start."""
-        self._fault = fault
-        self._finish.set()
+    async def finish(self, fault: Exception | None = None, number: int | None = None) -> None:
+        """Ends the oldest batch that runs now, or that of a number, well or with a fault, and lets others start."""
+        if number is None:
+            number = min(self.running)
+        self.running[number].set_result(fault)
         await settle()
 
 
@@ -62,10 +61,10 @@ class Told:
     """An observer that remembers."""
 
     def __init__(self) -> None:
-        self.batches: list[tuple[str, int, int, list[float], float]] = []
+        self.batches: list[tuple[str, int, int, list[float], float, float]] = []
 
-    def on_batch(self, key: str, size: int, pixels: int, waits_s: list[float], ran_s: float) -> None:
-        self.batches.append((key, size, pixels, waits_s, ran_s))
+    def on_batch(self, *told: Any) -> None:
+        self.batches.append(told)
 
 
 async def settle() -> None:
@@ -77,12 +76,24 @@ async def settle() -> None:
 class Desk:
     """A batcher over a device and a clock, all in a test's hand."""
 
-    def __init__(self, max_batch_size: int = 4, limit: Callable[[str], int] | None = None, linger_s: float = 0) -> None:
+    def __init__(
+        self,
+        max_batch_size: int = 4,
+        limit: Callable[[str], int] | None = None,
+        linger_s: float = 0,
+        places: int = 1,
+    ) -> None:
         self.clock = Clock()
         self.device = Device()
         self.told = Told()
         self.batcher: Batcher[str, Any, str] = Batcher(
-            self.device.run, max_batch_size, self.clock, limit=limit, linger_s=linger_s, observer=self.told
+            self.device.run,
+            max_batch_size,
+            self.clock,
+            limit=limit,
+            places=places,
+            linger_s=linger_s,
+            observer=self.told,
         )
 
     async def submit(self, key: str, item: Any, pixels: int = 1, expires_s: float | None = None) -> Task:
@@ -467,6 +478,79 @@ def test_lingering_picture_that_is_cancelled_or_expires_leaves_the_rest_to_their
     in_loop(scene())
 
 
+def test_batches_of_several_keys_run_at_once_where_there_are_places() -> None:
+    async def scene() -> None:
+        desk = Desk(places=2)
+        tasks = await desk.submit_all(("a", 0), ("b", 1), ("c", 2), ("a", 3), ("c", 4))
+        assert desk.device.batches == [("a", [0]), ("b", [1])]
+        await desk.device.finish(number=1)
+        assert tasks[1].result().result == "1 painted"
+        assert not tasks[0].done()
+        assert desk.device.batches[2:] == [("c", [2, 4])]
+        await desk.device.finish(number=2)
+        assert desk.device.batches[3:] == [("a", [3])]
+
+    in_loop(scene())
+
+
+def test_oldest_that_finds_no_place_is_overtaken_by_nobody() -> None:
+    async def scene() -> None:
+        desk = Desk(places=3, limit=lambda key: 0 if key == "large" and desk.device.running else 1)
+        await desk.submit_all(("small", 0), ("small", 1), ("large", 2), ("small", 3))
+        assert desk.device.batches == [("small", [0]), ("small", [1])]
+        await desk.device.finish()
+        assert len(desk.device.batches) == 2
+        await desk.device.finish()
+        assert desk.device.batches[2:] == [("large", [2]), ("small", [3])]
+
+    in_loop(scene())
+
+
+def test_device_knows_of_a_batch_when_it_is_asked_about_the_next() -> None:
+    async def scene() -> None:
+        known: list[int] = []
+        desk = Desk(places=9, limit=lambda key: known.append(len(desk.device.running)) or 1)
+        await asyncio.gather(*(desk.submit("a", item) for item in range(3)))
+        assert known == [0, 1, 2]
+
+    in_loop(scene())
+
+
+def test_time_of_the_device_is_told_once_however_many_batches_it_runs() -> None:
+    async def scene() -> None:
+        desk = Desk(places=2)
+        await desk.submit("a", 0)
+        await desk.pass_time(1)
+        await desk.submit("b", 1)
+        await desk.pass_time(2)
+        assert desk.batcher.running_for_s() == 3
+        await desk.device.finish(number=0)
+        await desk.pass_time(4)
+        assert desk.batcher.running_for_s() == 6
+        await desk.device.finish()
+        await desk.pass_time(8)
+        await desk.submit("a", 2)
+        await desk.pass_time(16)
+        await desk.device.finish()
+        assert [(ran_s, busy_s) for *_, ran_s, busy_s in desk.told.batches] == [(3, 3), (6, 4), (16, 16)]
+
+    in_loop(scene())
+
+
+def test_every_picture_lingers_for_its_own_time_though_places_are_free() -> None:
+    async def scene() -> None:
+        desk = Desk(places=3, linger_s=2)
+        await desk.submit("a", 0)
+        await desk.pass_time(1)
+        await desk.submit("b", 1)
+        await desk.pass_time(1)
+        assert desk.device.batches == [("a", [0])]
+        await desk.pass_time(1)
+        assert desk.device.batches == [("a", [0]), ("b", [1])]
+
+    in_loop(scene())
+
+
 def test_draining_finishes_what_was_accepted_and_refuses_the_rest() -> None:
     async def scene() -> None:
         desk = Desk()
@@ -517,7 +601,7 @@ def test_observer_is_told_of_every_batch() -> None:
         await desk.device.finish()
         desk.clock.now += 4
         await desk.device.finish(ValueError("the device failed"))
-        assert desk.told.batches == [("a", 1, 10, [0], 3), ("a", 2, 50, [2, 0], 4)]
+        assert desk.told.batches == [("a", 1, 10, [0], 3, 3), ("a", 2, 50, [2, 0], 4, 4)]
 
     in_loop(scene())
 
@@ -627,24 +711,35 @@ class Order:
 
 
 class Queue(RuleBasedStateMachine):
-    """Everything that may happen to the queue, held against a model that says which batch must come next."""
+    """Everything that may happen to the queue, held against a model that says which batch must come next.
+
+    Pictures of key "c" are so large that a batch of them has the device to itself.
+    """
 
     @initialize(
         max_batch_size=st.integers(1, 4),
         limits=st.fixed_dictionaries({key: st.integers(1, 5) for key in "abc"}),
         linger_s=st.sampled_from([0, 0, 0, 1.5]),
+        places=st.sampled_from([1, 1, 2, 3]),
     )
-    def open(self, max_batch_size: int, limits: dict[str, int], linger_s: float) -> None:
+    def open(self, max_batch_size: int, limits: dict[str, int], linger_s: float, places: int) -> None:
         self.loop = asyncio.new_event_loop()
         self.loop.set_exception_handler(lambda *_: None)  # as in `in_loop`
         self.orders: list[Order] = []
         self.sizes = {key: min(max_batch_size, limit) for key, limit in limits.items()}
+        self.places = places
         self.checked = 0
+        self.ended: list[int] = []  # batches by number, in order of their ends
+        self.busy_s = 0.0
 
         async def make() -> Desk:
-            return Desk(max_batch_size, limits.__getitem__, linger_s)
+            return Desk(max_batch_size, lambda key: 0 if self.is_kept_out(key) else limits[key], linger_s, self.places)
 
         self.desk = self.loop.run_until_complete(make())
+
+    def is_kept_out(self, key: str) -> bool:
+        running = [self.desk.device.batches[number][0] for number in self.desk.device.running]
+        return "c" in running or (key == "c" and bool(running))
 
     def waiting(self) -> list[Order]:
         return [order for order in self.orders if order.fate == "waiting"]
@@ -676,18 +771,24 @@ class Queue(RuleBasedStateMachine):
 
     @rule(seconds=st.sampled_from([0.25, 0.5, 1, 2]))
     def pass_time(self, seconds: float) -> None:
+        if self.desk.device.running:
+            self.busy_s += seconds
         self.loop.run_until_complete(self.desk.pass_time(seconds))
         for order in self.waiting():
             if order.expires_at <= self.desk.clock.now:
                 order.fate = "expired"
         self.check()
 
-    @precondition(lambda self: self.desk.device.is_busy)
-    @rule(fault=st.sampled_from([None, None, None, RuntimeError("the device failed")]))
-    def finish(self, fault: Exception | None) -> None:
-        ended = [order for order in self.orders if order.fate == "running"]
-        company = len(self.desk.device.batches[-1][1])
-        self.loop.run_until_complete(self.desk.device.finish(fault))
+    @precondition(lambda self: self.desk.device.running)
+    @rule(data=st.data(), fault=st.sampled_from([None, None, None, RuntimeError("the device failed")]))
+    def finish(self, data: st.DataObject, fault: Exception | None) -> None:
+        self.end(data.draw(st.sampled_from(sorted(self.desk.device.running))), fault)
+
+    def end(self, number: int, fault: Exception | None = None) -> None:
+        ended = [order for order in self.orders if order.fate == "running" and order.batch == number]
+        company = len(self.desk.device.batches[number][1])
+        self.loop.run_until_complete(self.desk.device.finish(fault, number))
+        self.ended.append(number)
         for order in ended:
             order.fate = "done"
             if fault is not None or isinstance(order.item, Exception):
@@ -698,7 +799,7 @@ class Queue(RuleBasedStateMachine):
         self.check()
 
     def check(self) -> None:
-        """The batch that has begun since the last check, if any, is the one that had to come."""
+        """The batches that have begun since the last check, if any, are those that had to come."""
         for number, (key, items) in enumerate(self.desk.device.batches[self.checked :], self.checked):
             waiting = self.waiting()
             assert key == waiting[0].key
@@ -717,12 +818,20 @@ class Queue(RuleBasedStateMachine):
                 assert len(self.desk.device.batches) - order.begun <= order.bound
 
     @invariant()
-    def idle_device_has_a_reason(self) -> None:
-        if not self.desk.device.is_busy and (waiting := self.waiting()):
+    def no_more_runs_than_may(self) -> None:
+        running = [self.desk.device.batches[number][0] for number in self.desk.device.running]
+        assert len(running) <= self.places
+        assert "c" not in running or len(running) == 1
+
+    @invariant()
+    def free_place_has_a_reason(self) -> None:
+        if len(self.desk.device.running) < self.places and (waiting := self.waiting()):
             head = waiting[0]
             company = sum(order.key == head.key for order in waiting)
-            assert company < self.sizes[head.key]
-            assert self.desk.clock.now - head.arrived_at < self.desk.batcher.linger_s
+            is_lingering = (
+                company < self.sizes[head.key] and self.desk.clock.now - head.arrived_at < self.desk.batcher.linger_s
+            )
+            assert is_lingering or self.is_kept_out(head.key)
 
     @invariant()
     def everyone_whose_fate_is_sealed_has_been_answered(self) -> None:
@@ -738,11 +847,13 @@ class Queue(RuleBasedStateMachine):
         waiting = self.waiting()
         assert batcher.waiting == len(waiting)
         assert batcher.waiting_pixels == sum(order.pixels for order in waiting)
-        last = len(device.batches) - 1
-        running = [order.pixels for order in self.orders if order.batch == last] if device.is_busy else []
+        running = [order.pixels for order in self.orders if order.batch in device.running]
+        assert batcher.running == len(running)
         assert batcher.backlog_pixels - batcher.waiting_pixels == sum(running)
-        ended = device.batches[: last if device.is_busy else last + 1]
+        ended = [device.batches[number] for number in self.ended]
         assert [(key, size) for key, size, *_ in self.desk.told.batches] == [(key, len(items)) for key, items in ended]
+        if not device.running:
+            assert sum(busy_s for *_, busy_s in self.desk.told.batches) == self.busy_s
 
     def teardown(self) -> None:
         if not hasattr(self, "loop"):
@@ -751,8 +862,8 @@ class Queue(RuleBasedStateMachine):
             draining = self.loop.create_task(self.desk.batcher.drain())
             self.loop.run_until_complete(settle())
             self.check()
-            while self.desk.device.is_busy:
-                self.finish(None)
+            while self.desk.device.running:
+                self.end(min(self.desk.device.running))
             assert draining.done()
             assert all(order.task.done() for order in self.orders)
         finally:

@@ -12,7 +12,9 @@ from soak import photograph, slopes
 from serve_app.decode import sniff
 
 
-@pytest.mark.parametrize("engine", ["stylist", "strips", "strips-fp16", "eager", "original", "clearing", "queue"])
+@pytest.mark.parametrize(
+    "engine", ["stylist", "mixed", "strips", "strips-fp16", "eager", "original", "clearing", "queue"]
+)
 def test_measured_process_answers_with_peak_and_times(engine: str) -> None:
     command = [sys.executable, "scripts/bench.py", "measure", "--engine", engine, "--height", "96", "--width", "128"]
     done = subprocess.run([*command, "--paintings", "2"], cwd=ROOT, capture_output=True, text=True, timeout=120)

@@ -20,6 +20,7 @@ FLOORS = {
         "encode",
         "batching",
         "memory",
+        "lanes",
         "allocator",
         "styles",
         "checkpoints",

@@ -20,6 +20,7 @@ from serve_app.memory import (
     Room,
     fitting_rows,
     largest_side,
+    planned_bytes,
     predict_peak_bytes,
     strip_rows,
 )
@@ -51,8 +52,8 @@ def test_prediction_grows_with_the_picture_the_batch_and_the_precision() -> None
 
 
 def test_lower_strips_are_taken_where_the_budget_asks_for_them() -> None:
-    tall = predict_peak_bytes(512, 512, 1, "fp32")
-    low = predict_peak_bytes(512, 512, 1, "fp32", LEAST_ROWS)
+    tall = planned_bytes(512, 512, 1, "fp32")
+    low = planned_bytes(512, 512, 1, "fp32", LEAST_ROWS)
     assert fitting_rows(512, 512, 1, "fp32", tall, "tcmalloc") == strip_rows(512, 512, 1)
     rows = fitting_rows(512, 512, 1, "fp32", tall - 1, "tcmalloc")
     assert rows is not None
