@@ -13,7 +13,7 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -139,13 +139,18 @@ def stylist_engine(precision: str) -> Callable[[argparse.Namespace], Paint]:
         stylist = Stylist({style.name: style}, settings)
 
         def paint(batch: int, height: int, width: int) -> None:
-            for outcome in stylist.paint(style.name, list(frames_of(batch, height, width).numpy())):
-                if isinstance(outcome, Exception):
-                    raise outcome
+            check(stylist.paint(style.name, list(frames_of(batch, height, width).numpy())))
 
         return paint
 
     return make
+
+
+def check(outcomes: Iterable[Any]) -> None:
+    """Raises what kept a picture from being painted: what fails fast must not pass for fast."""
+    for outcome in outcomes:
+        if isinstance(outcome, Exception):
+            raise outcome
 
 
 def mixed_engine(precision: str) -> Callable[[argparse.Namespace], Paint]:
@@ -165,13 +170,15 @@ def mixed_engine(precision: str) -> Callable[[argparse.Namespace], Paint]:
             if height == WARM_UP_SIDE:  # where a Stylizer is idle
                 return stylist.warm_up()
             painting: set[Future[Any]] = set()
-            for number in range(SHAPES):
-                if len(painting) == at_once:
-                    _, painting = wait(painting, return_when=FIRST_COMPLETED)
-                shape = shape_like(height * width, number)
-                frames = list(frames_of(1, *shape).numpy())
-                painting.add(stylist.start(style.name, frames, at_once - len(painting)))
-            wait(painting)
+            shapes = [shape_like(height * width, number) for number in range(SHAPES)]
+            while shapes or painting:
+                free = min(at_once - len(painting), len(shapes))
+                if free and stylist.lanes.fitting(*shapes[0], free, free):
+                    frames = list(frames_of(1, *shapes.pop(0)).numpy())
+                    painting.add(stylist.start(style.name, frames, free))
+                    continue
+                ended, painting = wait(painting, return_when=FIRST_COMPLETED)
+                check(outcome for each in ended for outcome in each.result())
 
         return paint
 

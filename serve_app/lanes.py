@@ -77,6 +77,9 @@ class Lanes:
 
         Args:
             waiting: frames that want to be painted, with those that enter.
+
+        Raises:
+            RuntimeError: if `fitting` has not said so, and others paint.
         """
         with self._changed:
             for count in self._counts(-(-waiting // stack)):
@@ -90,6 +93,8 @@ class Lanes:
                     lane = Lane(index, self._free_threads() // count, rows, needed)
                     self._taken.add(lane)
                     return lane
+            if self._taken:
+                raise RuntimeError("no lane is free for these frames now")
             return None
 
     def leave(self, lane: Lane) -> None:

@@ -101,8 +101,8 @@ class StylizerSettings(StrictModel):
     """`user_config` of the Stylizer.
 
     Attributes:
-        max_batch_size: pictures of one style and size painted together; on a CPU side by side, large ones no more than
-            it has threads.
+        max_batch_size: pictures painted together: on a GPU of one style and size; on a CPU side by side, of any, large
+            ones no more than it has threads.
         linger_s: that a picture on an idle device waits for others of its size; 0 waits for nobody.
         release_after_s: idle seconds after which memory that painting has left free goes back to the system; the next
             picture pays for asking again.

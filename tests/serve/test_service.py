@@ -1,5 +1,6 @@
 """The real graph: real Ray, real HTTP, the shipped style, no GPU."""
 
+import os
 import re
 import socket
 import time
@@ -15,6 +16,10 @@ from service import Service, wait_for
 from shared import SHARED, files_of, name_of, needs_shared
 
 TOO_SMALL = {"tiny_1x1_prophoto.png", "tiny_2x2.png"}
+
+
+def cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def stylize(service: Service, data: bytes, headers: dict[str, str] | None = None, **query: object) -> requests.Response:
@@ -82,6 +87,21 @@ def test_batched_pictures_equal_the_same_pictures_alone(service: Service) -> Non
     # Pictures of one batch were painted in the same span of time, to the tenth of a millisecond.
     spans = [re.search(r"paint;dur=([\d.]+)", answer.headers["Server-Timing"])[1] for answer in answers]
     assert len(set(spans)) < len(spans)
+
+
+@pytest.mark.skipif(cores() < 2, reason="one core paints one picture at a time")
+def test_small_picture_is_answered_before_a_large_one_that_came_first(service: Service) -> None:
+    done: list[int] = []
+
+    def send(side: int) -> None:
+        assert stylize(service, photo_bytes(side, side)).status_code == 200
+        done.append(side)
+
+    with ThreadPoolExecutor(3) as pool:
+        for side in (640, 768, 64):  # the first has all threads; the others come meanwhile
+            pool.submit(send, side)
+            time.sleep(0.2)
+    assert done == [640, 64, 768]
 
 
 @needs_shared

@@ -37,6 +37,8 @@ def test_who_comes_when_all_threads_are_taken_waits_for_the_first_that_leaves() 
     lanes = lanes_of(2)
     first, second = enter(lanes, 512, 2), enter(lanes, 256, 1)
     assert lanes.fitting(64, 64, 1, 1) == 0
+    with pytest.raises(RuntimeError, match="no lane is free"):
+        lanes.enter(64, 64, 1, 1)
     lanes.leave(first)
     third = enter(lanes, 1024, 1)
     assert (third.index, third.threads) == (0, 1)
