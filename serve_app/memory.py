@@ -27,7 +27,7 @@ OVERHEAD = {"cuda": 0.1, "tcmalloc": 0.08, "jemalloc": 0.28, "mimalloc": 0.35, "
 LANES_OVERHEAD = 0.19
 # More for each lane of a process that has painted other sizes before: oneDNN's code for them, and memory that lies free
 # in pieces that do not suit. Planned with, so that a budget holds for good; measured by `scripts/bench.py mixed`.
-MIXED_BYTES = 20 * MIB
+MIXED_BYTES = 32 * MIB
 
 
 @dataclass(frozen=True)
