@@ -54,7 +54,7 @@ class Lanes:
         self._stack_pixels = stack_pixels
         self._taken: set[Lane] = set()
         self._changed = threading.Condition()
-        self._claims = 0  # of those that want to be alone, or are
+        self._claimants: list[Lane] = []  # of the taken, those that want to be alone, or are
 
     def fitting(self, height: int, width: int, waiting: int, room: int) -> int:
         """How many frames of a size may be painted in the next lane, as things are; 0 where they have to wait.
@@ -64,7 +64,7 @@ class Lanes:
             room: for frames, whatever the device could hold.
         """
         with self._changed:
-            if self._claims:
+            if self._claimants:
                 return 0
             for count in self._counts(min(waiting, room)):
                 for stack in range(self._most_stacked(height, width, waiting, room, count), 0, -1):
@@ -104,18 +104,17 @@ class Lanes:
 
     @contextmanager
     def alone(self, lane: Lane) -> Iterator[None]:
-        """Waits until nobody else paints, and keeps others from beginning; the lane is taken again inside."""
+        """Waits until nobody else paints, and keeps others from beginning; those that want it too go one by one."""
         with self._changed:
-            self._claims += 1
-            self._taken.remove(lane)
+            self._claimants.append(lane)
             self._changed.notify_all()
-            self._changed.wait_for(lambda: not self._taken)
-            self._taken.add(lane)
+            self._changed.wait_for(lambda: self._claimants[0] is lane and self._taken == set(self._claimants))
         try:
             yield
         finally:
             with self._changed:
-                self._claims -= 1
+                self._claimants.remove(lane)
+                self._changed.notify_all()
 
     def _free_threads(self) -> int:
         return self.threads - sum(lane.threads for lane in self._taken)

@@ -138,3 +138,24 @@ def test_who_wants_to_be_alone_waits_for_the_others_and_keeps_new_ones_out() -> 
         thread.join(10)
     assert sorted(seen) == ["one", "other"]
     assert lanes.fitting(64, 64, 1, 1) == 1
+
+
+def test_who_enters_while_another_begins_to_wait_for_the_others_has_a_lane_of_his_own() -> None:
+    """It had been told that it may before the other asked; in one lane they would wait for each other for ever."""
+    lanes = lanes_of(3)
+    first, second = enter(lanes, 64, 3), enter(lanes, 64, 2)
+    inside = threading.Event()
+
+    def be_alone() -> None:
+        with lanes.alone(first):
+            inside.set()
+
+    thread = in_thread(be_alone)
+    while lanes.fitting(64, 64, 1, 1):
+        thread.join(0.01)
+    late = enter(lanes, 64, 1)
+    assert late.index == 2
+    lanes.leave(second)
+    assert not inside.wait(0.1)
+    lanes.leave(late)
+    assert inside.wait(10)
