@@ -186,3 +186,4 @@ def stop(serve: "subprocess.Popen[bytes]") -> None:
         except subprocess.TimeoutExpired:
             os.killpg(serve.pid, signal.SIGKILL)
             serve.wait()
+        print("stopped", flush=True)  # Ray's own last line looks like a failure

@@ -33,6 +33,7 @@ def test_scripts_run_ends_cleanly_on_sigterm(tmp_path: Path) -> None:
         assert started
         service.process.send_signal(signal.SIGTERM)
         assert service.process.wait(60) == 0
+        assert service.console().endswith("\nstopped\n")
         wait_for(lambda: not any(process.is_running() for process in started), 30)
 
 
