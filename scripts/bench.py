@@ -127,19 +127,22 @@ def strips_engine(precision: str) -> Callable[[argparse.Namespace], Paint]:
     return make
 
 
+def stylist_of(options: argparse.Namespace, precision: str) -> Any:
+    from serve_app.settings import Settings
+    from serve_app.stylize import Stylist
+
+    settings = Settings(device="cpu", precision=precision, threads=options.threads)  # type: ignore[arg-type]
+    return Stylist({options.style: style_of(options)}, settings)
+
+
 def stylist_engine(precision: str) -> Callable[[argparse.Namespace], Paint]:
     """What a Stylizer runs: the pictures of a batch side by side."""
 
     def make(options: argparse.Namespace) -> Paint:
-        from serve_app.settings import Settings
-        from serve_app.stylize import Stylist
-
-        style = style_of(options)
-        settings = Settings(device="cpu", precision=precision, threads=options.threads)  # type: ignore[arg-type]
-        stylist = Stylist({style.name: style}, settings)
+        stylist = stylist_of(options, precision)
 
         def paint(batch: int, height: int, width: int) -> None:
-            check(stylist.paint(style.name, list(frames_of(batch, height, width).numpy())))
+            check(stylist.paint(options.style, list(frames_of(batch, height, width).numpy())))
 
         return paint
 
@@ -159,12 +162,9 @@ def mixed_engine(precision: str) -> Callable[[argparse.Namespace], Paint]:
     def make(options: argparse.Namespace) -> Paint:
         from concurrent.futures import FIRST_COMPLETED, Future, wait
 
-        from serve_app.settings import Settings
-        from serve_app.stylize import WARM_UP_SIDE, Stylist
+        from serve_app.stylize import WARM_UP_SIDE
 
-        style = style_of(options)
-        settings = Settings(device="cpu", precision=precision, threads=options.threads)  # type: ignore[arg-type]
-        stylist = Stylist({style.name: style}, settings)
+        stylist = stylist_of(options, precision)
 
         def paint(at_once: int, height: int, width: int) -> None:
             if height == WARM_UP_SIDE:  # where a Stylizer is idle
@@ -175,7 +175,7 @@ def mixed_engine(precision: str) -> Callable[[argparse.Namespace], Paint]:
                 free = min(at_once - len(painting), len(shapes))
                 if free and stylist.lanes.fitting(*shapes[0], free, free):
                     frames = list(frames_of(1, *shapes.pop(0)).numpy())
-                    painting.add(stylist.start(style.name, frames, free))
+                    painting.add(stylist.start(options.style, frames, free))
                     continue
                 ended, painting = wait(painting, return_when=FIRST_COMPLETED)
                 check(outcome for each in ended for outcome in each.result())

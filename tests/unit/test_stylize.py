@@ -457,7 +457,7 @@ def test_batch_is_split_to_fit_the_budget(
 
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="only Linux tells a process's memory so")
 def test_many_sizes_take_little_more_than_the_largest() -> None:
-    """What oneDNN compiles for each size is bounded: kept by the thousand, it was 3 MB a size."""
+    """What oneDNN compiles for each size is bounded: kept by the thousand, it is megabytes a size."""
     script = """
         import numpy as np
         from serve_app.memory import planned_bytes
