@@ -3,7 +3,6 @@
 import signal
 import socket
 import subprocess
-from contextlib import suppress
 from pathlib import Path
 
 import psutil
@@ -16,6 +15,10 @@ from shared import ROOT
 
 def ray_processes(of: psutil.Process) -> list[psutil.Process]:
     return [process for process in of.children(recursive=True) if "ray" in " ".join(process.cmdline())]
+
+
+def dashboards(of: psutil.Process) -> list[psutil.Process]:
+    return [process for process in ray_processes(of) if "ray-dashboard" in " ".join(process.cmdline())]
 
 
 def test_scripts_run_ends_cleanly_on_sigterm(tmp_path: Path) -> None:
@@ -31,10 +34,18 @@ def test_scripts_run_ends_cleanly_on_sigterm(tmp_path: Path) -> None:
         assert opened(answer.content).size == (64, 48)
         started = ray_processes(psutil.Process(service.process.pid))
         assert started
+        assert not dashboards(psutil.Process(service.process.pid))
         service.process.send_signal(signal.SIGTERM)
         assert service.process.wait(60) == 0
         assert service.console().endswith("\nstopped\n")
         wait_for(lambda: not any(process.is_running() for process in started), 30)
+
+
+def test_ray_shows_its_dashboard_where_it_is_asked_for(tmp_path: Path) -> None:
+    config = tmp_path / "config.yaml"
+    address = changed_config(LOCAL_CONFIG, config)
+    with running([*ANIMEGAN, "run", str(config), "--dashboard"], address, tmp_path / "log") as service:
+        wait_for(lambda: dashboards(psutil.Process(service.process.pid)), 30)
 
 
 def broken_copy(tmp_path: Path, **args: object) -> Path:
@@ -50,14 +61,10 @@ def run_to_its_end(config: Path) -> subprocess.CompletedProcess[str]:
     return subprocess.run([*ANIMEGAN, "run", str(config)], capture_output=True, text=True, cwd=ROOT, timeout=300)
 
 
-def test_a_failed_deployment_prints_why_and_exits_beside_another_ray(tmp_path: Path) -> None:
+def test_a_failed_deployment_prints_why_and_exits(tmp_path: Path) -> None:
     config = tmp_path / "config.yaml"
     changed_config(LOCAL_CONFIG, config, Ingress={"user_config": {"default_style": "missing"}})
-    with socket.socket() as other:
-        with suppress(OSError):  # in use already, which is as good: our Ray's dashboard must take another port
-            other.bind(("127.0.0.1", 8265))
-            other.listen()
-        outcome = run_to_its_end(config)
+    outcome = run_to_its_end(config)
     assert outcome.returncode == 1
     assert "the deployment failed" in outcome.stderr
     assert "There is no style 'missing' here; installed are: toon." in outcome.stderr

@@ -29,7 +29,7 @@ FLOORS = {
     },
     3: {"routes", "stylize", "export"},
     4: {"deployments.ingress", "deployments.codec", "deployments.stylizer"},
-    5: {"app", "cli", "config_lint", "runner"},
+    5: {"app", "cli", "config_lint", "runner", "serving"},
 }
 TORCH_ROOMS = {"generator", "convolution", "streaming", "checkpoints", "stylize", "export"}
 
