@@ -39,16 +39,20 @@ WAIT_POLICIES: dict[str, dict[str, str]] = {"spinning": {}, "passive": {"OMP_WAI
 LEAST_PICTURES = 4  # let in however slow the machine; local.yaml lets in a person's whole folder
 OPEN_LOADS = [0.5, 1, 2, 5]  # multiples of the peak
 RIVAL_LOAD = 2
+MIXED_CLIENTS = 6
+MIXED_SPREAD = 0.2  # of the sides: no two photographs share a size
+OTHERS = "others"  # Ray's own processes; of a rival, all
 SAMPLE_S = 5.0  # a sample reads the page tables of 25 processes: 0.06 CPU-seconds, which the service would pay for
 
 Row = dict[str, Any]
 
 
 class Watch(threading.Thread):
-    """Memory of a process and all its descendants, from when the block begins to its end.
+    """Memory and CPU time of a process and all its descendants, from when the block begins to its end.
 
     Attributes:
         peak_pss: bytes, the most that all had together.
+        cpu_s: used, by role of the process; `OTHERS` are all that have none.
         stylizer_rss: bytes at the first and the last sample; none of a server that has no Stylizer.
     """
 
@@ -56,15 +60,19 @@ class Watch(threading.Thread):
         super().__init__(daemon=True)
         self.peak_pss = 0
         self.stylizer_rss: list[int] = []
+        self.cpu_s: dict[str, float] = {}
         self._process = process
         self._over = threading.Event()
 
     def __enter__(self) -> "Watch":
         self._sample()
+        self._used_s = cpu_seconds(self._process)
         self.start()
         return self
 
     def __exit__(self, *_: object) -> None:
+        used_s = cpu_seconds(self._process)
+        self.cpu_s = {name: round(seconds - self._used_s.get(name, 0), 2) for name, seconds in used_s.items()}
         self._over.set()
         self.join()
         self._sample()
@@ -79,6 +87,16 @@ class Watch(threading.Thread):
         for process in tree:
             if role(process) == "Stylizer":
                 self.stylizer_rss = [*self.stylizer_rss[:1], process.memory_info().rss]
+
+
+def cpu_seconds(process: psutil.Process) -> dict[str, float]:
+    """What a process and its descendants have used, by role."""
+    used: dict[str, float] = {}
+    for each in family(process):
+        name = role(each) or OTHERS
+        with suppress(psutil.Error):
+            used[name] = used.get(name, 0) + sum(each.cpu_times()[:2])
+    return used
 
 
 def pss_bytes(process: psutil.Process) -> int:
@@ -166,6 +184,11 @@ class Bench:
         self._guess = max(self._guess, rate)
         return rate
 
+    def mixed(self) -> None:
+        """A closed loop of photographs that all have different sizes about the side."""
+        count = math.ceil(2 * self._guess * self.seconds) + 2 * MIXED_CLIENTS
+        self._row(f"mixed sizes, {MIXED_CLIENTS} clients", None, count, clients=MIXED_CLIENTS, spread=MIXED_SPREAD)
+
     def open(self, times: float, peak: float) -> Row:
         rate = times * peak
         count = math.ceil(2 * rate * self.seconds) + 100
@@ -175,7 +198,7 @@ class Bench:
         with Watch(self.process) as watch:
             result = self._load(self.seconds, count, **options)
         row = {"side": self.side, "server": self.server, "load": load, "offered": offered} | result
-        row |= {"peak_pss": watch.peak_pss, "stylizer_rss": watch.stylizer_rss}
+        row |= {"peak_pss": watch.peak_pss, "stylizer_rss": watch.stylizer_rss, "cpu_by_role_s": watch.cpu_s}
         self.rows.append(row)
         print(
             f"  {self.side} {self.server}, {load}: {result['throughput']:.3f} a second, {result['statuses']}",
@@ -195,6 +218,7 @@ def bench_own(options: argparse.Namespace, side: int, seconds: float, guess: flo
         peak = max(bench.closed(clients) for clients in options.clients)
         for times in options.loads:
             bench.open(times, peak)
+        bench.mixed()
     return bench.rows
 
 
@@ -272,8 +296,20 @@ def shown(row: Row) -> Row:
         "no answer": row["unanswered"],
         "peak PSS MB": number(row["peak_pss"], 1 / MB, 0),
         "Stylizer RSS MB": " → ".join(number(rss, 1 / MB, 0) for rss in row["stylizer_rss"]),
+        "cores busy": number(sum(row["cpu_by_role_s"].values()) / row["seconds"]),
         "load's CPU s": number(row["cpu_s"]),
     }
+
+
+def shown_cores(row: Row) -> Row:
+    """Who keeps the cores busy, and the CPU-seconds of a painting in the process that paints."""
+    used_s = row["cpu_by_role_s"]
+    painter = "Stylizer" if "Stylizer" in used_s else OTHERS
+    per_picture_s = used_s[painter] / max(row["statuses"].get("200", 0), 1)
+    cores = {name: f"{seconds / row['seconds']:.3f}" for name, seconds in sorted(used_s.items())}
+    return (
+        {"server": row["server"], "load": row["load"]} | cores | {"painter's CPU s a picture": f"{per_picture_s:.2f}"}
+    )
 
 
 def plot(options: argparse.Namespace, rows: list[Row], bare: dict[int, list[dict[str, float]]]) -> None:
@@ -338,8 +374,9 @@ def run(options: argparse.Namespace) -> None:
     print()
     for side, own in [(side, own) for side in options.sides for own in (True, False)]:
         if group := chosen(rows, side, own):
-            print_table([shown(row) for row in group])
-            print()
+            for table in (shown, shown_cores):
+                print_table([table(row) for row in group])
+                print()
     reached = targets(rows, bare, options)
     print_table(reached)
     for row in rows:

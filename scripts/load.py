@@ -181,13 +181,20 @@ def open_session(address: str, timeout_s: float) -> aiohttp.ClientSession:
     )
 
 
+def shapes(side: int, spread: float, count: int, seed: int = 0) -> list[tuple[int, int]]:
+    """Heights and widths, each evenly drawn from `side` * (1 - spread) to `side` * (1 + spread)."""
+    drawn = np.random.default_rng(seed).uniform(1 - spread, 1 + spread, (count, 2))
+    return [(round(side * height), round(side * width)) for height, width in drawn]
+
+
 async def send_all(options: argparse.Namespace) -> tuple[list[Answer], float]:
     """The answers, and the CPU seconds that sending took."""
     arrivals = []
     if options.rate:
         arrivals = arrival_times(options.rate, options.seconds, options.arrivals, options.count, options.seed)
     count = len(arrivals) or options.count
-    photos = [photograph(options.seed + number, options.side, options.side, "JPEG") for number in range(count)]
+    sizes = shapes(options.side, options.spread, count, options.seed)
+    photos = [photograph(options.seed + number, *size, "JPEG") for number, size in enumerate(sizes)]
     addresses = [str(FIRST_ADDRESS + number) for number in range(options.addresses)]
     async with AsyncExitStack() as stack:
         sessions = [await stack.enter_async_context(open_session(each, options.timeout)) for each in addresses]
@@ -218,7 +225,7 @@ def run_load(url: str, side: int, seconds: float, count: int, **options: Any) ->
     """Sends a load from a fresh process.
 
     Args:
-        options: `clients`, or `rate` and `arrivals`; `addresses`, `timeout`, `seed`.
+        options: `clients`, or `rate` and `arrivals`; `spread`, `addresses`, `timeout`, `seed`.
 
     Returns:
         What `summary` says, and under `answers` each request.
@@ -242,6 +249,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("url", type=loopback_url)
     parser.add_argument("--side", type=int, default=512, help="pixels of the square photographs")
+    parser.add_argument("--spread", type=float, default=0.0, help="of their sides: 0.2 is 20 %% about it")
     parser.add_argument("--clients", type=int, default=4, help="of the closed loop")
     parser.add_argument("--rate", type=positive, help="open loop: arrivals a second")
     parser.add_argument("--arrivals", choices=["fixed", "poisson"], default="poisson")
@@ -251,6 +259,8 @@ def main() -> None:
     parser.add_argument("--timeout", type=positive, default=TIMEOUT_S, help="seconds for one answer")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
+    if not 0 <= options.spread <= 0.9:
+        parser.error("--spread from 0 to 0.9")
     if not (0 < options.count <= MOST_REQUESTS and options.clients > 0 and 0 < options.addresses <= 200):
         parser.error(f"--clients from 1, --addresses from 1 to 200, --count from 1 to {MOST_REQUESTS}")
     answers, cpu_s = asyncio.run(send_all(options))

@@ -10,7 +10,18 @@ from typing import ClassVar
 
 import pytest
 from bench_service import targets
-from load import Answer, Clock, arrival_times, closed_loop, loopback_url, open_loop, percentile, run_load, summary
+from load import (
+    Answer,
+    Clock,
+    arrival_times,
+    closed_loop,
+    loopback_url,
+    open_loop,
+    percentile,
+    run_load,
+    shapes,
+    summary,
+)
 
 PHOTOS = [bytes([number]) for number in range(20)]
 
@@ -201,3 +212,10 @@ def test_targets_compare_with_the_bare_loop_and_with_rivals() -> None:
     assert found["5xx and unanswered"]["met"]
     assert found["painted, closed, 8 clients / LitServe, our engine"]["measured"] == 1.8
     assert found["p99 at 2 x / LitServe, our engine"]["measured"] == 0.25
+
+
+def test_shapes_lie_about_the_side_and_differ() -> None:
+    drawn = shapes(500, 0.2, 100, seed=1)
+    assert all(400 <= side <= 600 for size in drawn for side in size)
+    assert len(set(drawn)) > 90
+    assert shapes(500, 0.0, 2) == [(500, 500)] * 2
