@@ -74,7 +74,10 @@ def start(config: Path, dashboard: bool = False) -> None:
     if "RAY_ADDRESS" not in os.environ:  # left to itself Ray joins whatever ran last, dead or not
         ray.init("local", namespace=SERVES_NAMESPACE, include_dashboard=dashboard, logging_level=logging.WARNING)
         start_serve(document)
-    serve_command(["run", "--non-blocking", str(config)], standalone_mode=False)
+    try:
+        serve_command(["run", "--non-blocking", str(config)], standalone_mode=False)
+    except SystemExit:  # it has printed a traceback, and would have said that all went well
+        raise StartError("`serve run` gave up; see above") from None
     wait_until_ready(f"http://{host}:{port}")
     print_welcome(f"http://{host}:{port}")
 
