@@ -5,10 +5,19 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from types import FrameType
 
 STOP_TIMEOUT_S = 90
+# Until Ray is imported, which takes seconds, SIGINT simply ends it: interrupted imports print a page of traceback.
+SERVING = """
+import signal, sys
+signal.signal(signal.SIGINT, signal.SIG_DFL)
+from serve_app.serving import main
+signal.signal(signal.SIGINT, signal.default_int_handler)
+sys.exit(main())
+"""
 
 
 def run(config: Path, dashboard: bool = False) -> int:
@@ -17,7 +26,7 @@ def run(config: Path, dashboard: bool = False) -> int:
     Args:
         dashboard: start Ray's too.
     """
-    command = [sys.executable, "-m", "serve_app.serving", str(config)]
+    command = [sys.executable, "-c", SERVING, str(config)]
     if dashboard:
         command.append("--dashboard")
     # Before the child starts: a shell's background jobs ignore SIGINT, and the child would inherit that and never stop.
@@ -58,11 +67,13 @@ def raise_on_signals() -> Callable[[], None]:
 
 def stop(serving: "subprocess.Popen[bytes]") -> None:
     """SIGINT makes it shut the application and its Ray down in order; a process that hangs is killed."""
-    if serving.poll() is None:
+    is_running = serving.poll() is None
+    if is_running:
         serving.send_signal(signal.SIGINT)
-        try:
+        with suppress(subprocess.TimeoutExpired):
             serving.wait(STOP_TIMEOUT_S)
-        except subprocess.TimeoutExpired:
-            os.killpg(serving.pid, signal.SIGKILL)
-            serving.wait()
+    with suppress(ProcessLookupError):  # also of one that has ended: a Ray whose start is interrupted leaves its agents
+        os.killpg(serving.pid, signal.SIGKILL)
+    serving.wait()
+    if is_running:
         print("stopped", flush=True)  # Ray's own last line looks like a failure

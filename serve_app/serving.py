@@ -1,7 +1,5 @@
 """A config file served by a Ray of its own on this machine: the process that `animegan run` starts and stops.
 
-    python -m serve_app.serving CONFIG [--dashboard]
-
 Like `serve run`, but without Ray's dashboard, it says when the service is ready, and it ends with a reason when the
 deployment fails, on which `serve run` sleeps on. SIGINT shuts the application and its Ray down in order. RAY_ADDRESS
 names a cluster to use instead.
@@ -36,7 +34,7 @@ class StartError(AnimeganError):
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser()
     parser.add_argument("config", type=Path)
     parser.add_argument("--dashboard", action="store_true")
     options = parser.parse_args()
@@ -148,7 +146,3 @@ Ctrl-C stops it.
 """,
         flush=True,
     )
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -1,11 +1,15 @@
 """`scripts/run` and `animegan run` from start to end: each test starts a Ray of its own, one after another."""
 
+import os
 import signal
 import socket
 import subprocess
+import time
+from contextlib import suppress
 from pathlib import Path
 
 import psutil
+import pytest
 import requests
 import yaml
 from pictures import opened, photo_bytes
@@ -46,6 +50,28 @@ def test_ray_shows_its_dashboard_where_it_is_asked_for(tmp_path: Path) -> None:
     address = changed_config(LOCAL_CONFIG, config)
     with running([*ANIMEGAN, "run", str(config), "--dashboard"], address, tmp_path / "log") as service:
         wait_for(lambda: dashboards(psutil.Process(service.process.pid)), 30)
+
+
+@pytest.mark.parametrize("after_s", [0.5, 1.5, 3, 5])
+def test_an_interrupted_start_leaves_nothing(tmp_path: Path, after_s: float) -> None:
+    config = tmp_path / "config.yaml"
+    changed_config(LOCAL_CONFIG, config)
+    command = [*ANIMEGAN, "run", str(config)]
+    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    time.sleep(after_s)  # in the middle of whatever it is doing by then
+    (serving,) = psutil.Process(process.pid).children()
+    process.send_signal(signal.SIGINT)
+    console, _ = process.communicate(timeout=60)
+    assert process.returncode == 0
+    assert console.endswith("\nstopped\n")
+    assert "Traceback" not in console
+    wait_for(lambda: not any(lives_in_session(other, serving.pid) for other in psutil.process_iter()), 10)
+
+
+def lives_in_session(process: psutil.Process, session: int) -> bool:
+    with suppress(ProcessLookupError, psutil.Error):
+        return os.getsid(process.pid) == session and process.status() != psutil.STATUS_ZOMBIE
+    return False
 
 
 def broken_copy(tmp_path: Path, **args: object) -> Path:
