@@ -70,7 +70,11 @@ def start(config: Path, dashboard: bool = False) -> None:
         )
     print(f"starting {config} ...", flush=True)
     if "RAY_ADDRESS" not in os.environ:  # left to itself Ray joins whatever ran last, dead or not
-        ray.init("local", namespace=SERVES_NAMESPACE, include_dashboard=dashboard, logging_level=logging.WARNING)
+        context = ray.init(
+            "local", namespace=SERVES_NAMESPACE, include_dashboard=dashboard, logging_level=logging.WARNING
+        )
+        if dashboard:
+            print(f"Ray's dashboard: http://{context.dashboard_url} (it asks for what `ray get-auth-token` prints)")
         start_serve(document)
     try:
         serve_command(["run", "--non-blocking", str(config)], standalone_mode=False)

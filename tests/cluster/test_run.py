@@ -1,6 +1,7 @@
 """`scripts/run` and `animegan run` from start to end: each test starts a Ray of its own, one after another."""
 
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -50,6 +51,9 @@ def test_ray_shows_its_dashboard_where_it_is_asked_for(tmp_path: Path) -> None:
     address = changed_config(LOCAL_CONFIG, config)
     with running([*ANIMEGAN, "run", str(config), "--dashboard"], address, tmp_path / "log") as service:
         wait_for(lambda: dashboards(psutil.Process(service.process.pid)), 30)
+        dashboard = re.search(r"Ray's dashboard: (http://\S+)", service.console())
+        assert dashboard
+        assert requests.get(dashboard[1], timeout=10).ok
 
 
 @pytest.mark.parametrize("after_s", [0.5, 1.5, 3, 5])
