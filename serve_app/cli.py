@@ -41,7 +41,7 @@ def parse_arguments() -> argparse.Namespace:
 
     run = commands.add_parser("run", help="serve a config file on this machine until Ctrl-C")
     run.add_argument("config", nargs="?", type=Path, help="default: the shipped configs/local.yaml")
-    run.add_argument("--dashboard", action="store_true", help="start Ray's dashboard too, at 8265 (220 MB more)")
+    run.add_argument("--dashboard", action="store_true", help="start Ray's dashboard too (220 MB more)")
     run.set_defaults(command=run_service)
 
     check = commands.add_parser("check", help="lint Serve config files strictly")

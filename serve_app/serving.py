@@ -14,6 +14,7 @@ import sys
 import time
 from pathlib import Path
 
+import click
 import ray
 import requests
 import yaml
@@ -78,6 +79,8 @@ def start(config: Path, dashboard: bool = False) -> None:
         start_serve(document)
     try:
         serve_command(["run", "--non-blocking", str(config)], standalone_mode=False)
+    except click.Abort:  # what click makes of SIGINT
+        raise KeyboardInterrupt from None
     except SystemExit:  # it has printed a traceback, and would have said that all went well
         raise StartError("`serve run` gave up; see above") from None
     wait_until_ready(f"http://{host}:{port}")

@@ -62,6 +62,7 @@ def test_an_interrupted_start_leaves_nothing(tmp_path: Path, after_s: float) -> 
     changed_config(LOCAL_CONFIG, config)
     command = [*ANIMEGAN, "run", str(config)]
     process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    wait_for(psutil.Process(process.pid).children, 30)
     time.sleep(after_s)  # in the middle of whatever it is doing by then
     (serving,) = psutil.Process(process.pid).children()
     process.send_signal(signal.SIGINT)
