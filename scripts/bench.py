@@ -111,10 +111,10 @@ def strips_engine(precision: str) -> Callable[[argparse.Namespace], Paint]:
     def make(options: argparse.Namespace) -> Paint:
         import torch
 
-        from serve_app.checkpoints import load_generator
-        from serve_app.memory import strip_rows
-        from serve_app.streaming import StripGenerator
-        from serve_app.stylize import DTYPES, compute_dtype
+        from serve_app.engine.checkpoints import load_generator
+        from serve_app.engine.memory import strip_rows
+        from serve_app.engine.streaming import StripGenerator
+        from serve_app.engine.stylist import DTYPES, compute_dtype
 
         style = style_of(options)
         compute = compute_dtype(precision, torch.device("cpu"))  # type: ignore[arg-type]
@@ -129,8 +129,8 @@ def strips_engine(precision: str) -> Callable[[argparse.Namespace], Paint]:
 
 
 def stylist_of(options: argparse.Namespace, precision: str) -> Any:
+    from serve_app.engine.stylist import Stylist
     from serve_app.settings import Settings
-    from serve_app.stylize import Stylist
 
     settings = Settings(device="cpu", precision=precision, threads=options.threads)  # type: ignore[arg-type]
     return Stylist({options.style: style_of(options)}, settings)
@@ -163,7 +163,7 @@ def mixed_engine(precision: str) -> Callable[[argparse.Namespace], Paint]:
     def make(options: argparse.Namespace) -> Paint:
         from concurrent.futures import FIRST_COMPLETED, Future, wait
 
-        from serve_app.stylize import WARM_UP_SIDE
+        from serve_app.engine.stylist import WARM_UP_SIDE
 
         stylist = stylist_of(options, precision)
 
@@ -196,7 +196,7 @@ def torch_engine(prepare: Callable[[Any], Any], channels_last: bool = True, grad
     def make(options: argparse.Namespace) -> Paint:
         import torch
 
-        from serve_app.checkpoints import load_generator
+        from serve_app.engine.checkpoints import load_generator
 
         layout = torch.channels_last if channels_last else torch.contiguous_format
         generator = load_generator(style_of(options)).to(memory_format=layout).requires_grad_(grad)
@@ -266,7 +266,7 @@ def openvino_engine(options: argparse.Namespace) -> Paint:
 
 def clearing(paint: Paint) -> Paint:
     """The article's ritual: caches are emptied after each inference."""
-    from serve_app.stylize import release_memory
+    from serve_app.engine.stylist import release_memory
 
     def run(batch: int, height: int, width: int) -> None:
         paint(batch, height, width)
@@ -431,10 +431,10 @@ def bench_errors(options: argparse.Namespace) -> None:
     import torch
     from PIL import Image
 
-    from serve_app.checkpoints import load_generator
-    from serve_app.memory import strip_rows
-    from serve_app.streaming import Frames, StripGenerator
-    from serve_app.stylize import DTYPES, compute_dtype
+    from serve_app.engine.checkpoints import load_generator
+    from serve_app.engine.memory import strip_rows
+    from serve_app.engine.streaming import Frames, StripGenerator
+    from serve_app.engine.stylist import DTYPES, compute_dtype
 
     style = style_of(options)
     photo = Image.open(options.photo).convert("RGB")
@@ -497,7 +497,7 @@ def bench_sizes(options: argparse.Namespace) -> None:
 
     Measured is the most that any of the processes took in any of its paintings: a prediction must hold for all.
     """
-    from serve_app.memory import predict_peak_bytes
+    from serve_app.engine.memory import predict_peak_bytes
 
     shapes = [(256, 256, 1), (256, 256, 4), (512, 512, 1), (512, 512, 2), (768, 1024, 1), (1024, 1024, 1)]
     shapes += [(1024, 1024, 3), (1536, 2048, 1), (2048, 2048, 1), (3072, 4096, 1)]
@@ -534,7 +534,7 @@ def bench_sizes(options: argparse.Namespace) -> None:
 
 def bench_lanes(options: argparse.Namespace) -> None:
     """Pictures one at a time on all threads, and side by side on a thread each; the most that any process took."""
-    from serve_app.memory import predict_peak_bytes
+    from serve_app.engine.memory import predict_peak_bytes
 
     rows = []
     for side, (precision, engine), count in itertools.product(
@@ -561,7 +561,7 @@ def bench_lanes(options: argparse.Namespace) -> None:
 
 def bench_mixed(options: argparse.Namespace) -> None:
     """A stream of pictures of ever other shapes: planned with and measured peak; the most that any process took."""
-    from serve_app.memory import planned_bytes
+    from serve_app.engine.memory import planned_bytes
 
     rows = []
     for side, (precision, engine), count in itertools.product(

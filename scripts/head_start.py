@@ -5,7 +5,7 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from serve_app.generator import Generator, InvertedResidual
+from serve_app.engine.generator import Generator, InvertedResidual
 
 Tap = tuple[int, int, tuple[int, int] | NDArray[np.float32] | None]  # to signal, from signal, through (middle: None)
 

@@ -18,7 +18,7 @@ from likeness import compare
 from PIL import Image
 from teacher import teach
 
-from serve_app.checkpoints import load_generator
+from serve_app.engine.checkpoints import load_generator
 from serve_app.styles import find_style, installed_styles
 
 Paint = Callable[[Frame], Frame]

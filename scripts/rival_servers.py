@@ -4,8 +4,8 @@
     rival_servers.py bentoml ours --port 8102       BentoML, likewise
     rival_servers.py bare ours --side 512           decodes, paints and encodes in a loop; prints a line of JSON
 
-`plain` is the generator in eager PyTorch, channels last; `ours` is `serve_app.stylize.Stylist`. Batches are of one
-size: photographs of different sizes must not be sent together. LitServe and BentoML need a Python that has them and
+`plain` is the generator in eager PyTorch, channels last; `ours` is `serve_app.engine.stylist.Stylist`. Batches are of
+one size: photographs of different sizes must not be sent together. LitServe and BentoML need a Python that has them and
 this project's packages. BentoML wants an older OpenTelemetry than Ray has here, hence an environment upon .venv:
 
     python3 -m venv runs/rivals
@@ -46,7 +46,7 @@ def plain_engine(style: InstalledStyle) -> Paint:
     import numpy as np
     import torch
 
-    from serve_app.checkpoints import load_generator
+    from serve_app.engine.checkpoints import load_generator
 
     generator = load_generator(style).to(memory_format=torch.channels_last)
 
@@ -61,7 +61,7 @@ def plain_engine(style: InstalledStyle) -> Paint:
 
 
 def our_engine(style: InstalledStyle, threads: int) -> Paint:
-    from serve_app.stylize import Stylist
+    from serve_app.engine.stylist import Stylist
 
     stylist = Stylist({style.name: style}, Settings(device="cpu", threads=threads))
     stylist.warm_up()

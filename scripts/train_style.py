@@ -34,8 +34,8 @@ from teacher import teach
 from torch import Tensor
 from tqdm import tqdm
 
-from serve_app.checkpoints import save_style
-from serve_app.generator import Generator
+from serve_app.engine.checkpoints import save_style
+from serve_app.engine.generator import Generator
 from serve_app.settings import ResizeMode
 from serve_app.styles import Style
 

@@ -106,8 +106,8 @@ def list_styles(options: argparse.Namespace) -> int:
 
 
 def pull_styles(options: argparse.Namespace) -> int:
-    from serve_app.checkpoints import read_checkpoint, save_style
     from serve_app.downloads import download
+    from serve_app.engine.checkpoints import read_checkpoint, save_style
 
     catalogue = read_catalogue()
     unknown = [name for name in options.names if name not in catalogue]
@@ -125,7 +125,7 @@ def pull_styles(options: argparse.Namespace) -> int:
 def import_style(options: argparse.Namespace) -> int:
     from pydantic import ValidationError
 
-    from serve_app.checkpoints import read_checkpoint, save_style
+    from serve_app.engine.checkpoints import read_checkpoint, save_style
 
     try:
         style = Style(
@@ -151,7 +151,7 @@ def import_style(options: argparse.Namespace) -> int:
 
 
 def export_style(options: argparse.Namespace) -> int:
-    from serve_app.export import export_onnx
+    from serve_app.engine.onnx import export_onnx
 
     installed = installed_styles()
     if options.style not in installed:

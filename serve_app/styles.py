@@ -25,7 +25,7 @@ class Style(StrictModel):
     """One checkpoint and how it must be run.
 
     Attributes:
-        resize: how its decoder grows, see `serve_app.generator`.
+        resize: how its decoder grows, see `serve_app.engine.generator`.
         eps: of its norms: 1e-12 in checkpoints converted from TensorFlow's layer norm, else 1e-5.
         source: where it comes from, an address or a sentence.
     """

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from serve_app.generator import Generator
+from serve_app.engine.generator import Generator
 
 
 def seeded_state(generator: Generator) -> dict[str, Tensor]:

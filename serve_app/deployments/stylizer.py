@@ -20,7 +20,7 @@ from serve_app.settings import Settings, StylizerSettings, load_settings
 from serve_app.styles import installed_styles
 
 if TYPE_CHECKING:  # it imports torch
-    from serve_app.stylize import Stylist
+    from serve_app.engine.stylist import Stylist
 
 Key = tuple[str, Size]  # (style, (height, width)): only such frames share a batch
 
@@ -100,7 +100,7 @@ class Stylizer:
 
 
 def make_stylist(settings: Settings) -> "Stylist":
-    from serve_app.stylize import Stylist
+    from serve_app.engine.stylist import Stylist
 
     granted = ray.get_runtime_context().get_assigned_resources()  # type: ignore[no-untyped-call]
     stylist = Stylist(

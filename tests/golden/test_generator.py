@@ -9,12 +9,12 @@ from PIL import Image
 from seeding import seeded_state
 from shared import SHARED, needs_shared
 
-from serve_app.checkpoints import load_generator, read_checkpoint, save_style
-from serve_app.generator import Generator
+from serve_app.engine.checkpoints import load_generator, read_checkpoint, save_style
+from serve_app.engine.generator import Generator
+from serve_app.engine.streaming import Frames, StripGenerator
+from serve_app.engine.stylist import Stylist
 from serve_app.settings import Settings
-from serve_app.streaming import Frames, StripGenerator
 from serve_app.styles import Style, installed_styles
-from serve_app.stylize import Stylist
 
 GOLDEN = sorted((Path(__file__).parent / "data").glob("*.npz"))
 

@@ -5,8 +5,8 @@ import pytest
 from service import ANIMEGAN, LOCAL_CONFIG, Service, changed_config, running
 from shared import SHARED
 
-from serve_app.checkpoints import read_checkpoint, save_style
-from serve_app.generator import Generator
+from serve_app.engine.checkpoints import read_checkpoint, save_style
+from serve_app.engine.generator import Generator
 from serve_app.styles import Style
 
 

@@ -7,8 +7,8 @@ from helpers import make_style, torch_bytes
 from seeding import seeded_state
 from torch import Tensor
 
-from serve_app.checkpoints import save_style
-from serve_app.generator import Generator
+from serve_app.engine.checkpoints import save_style
+from serve_app.engine.generator import Generator
 from serve_app.styles import STYLES_DIR_VARIABLE, InstalledStyle, read_installed
 
 RunCommand = Callable[..., int]

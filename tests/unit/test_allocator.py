@@ -2,8 +2,8 @@ from pathlib import Path
 
 import pytest
 
-from serve_app import allocator
-from serve_app.allocator import release_free_memory, running_allocator
+from serve_app.engine import allocator
+from serve_app.engine.allocator import release_free_memory, running_allocator
 
 LINE = "7f0000000000-7f0000001000 r-xp 00000000 08:01 123 {}\n"
 

@@ -12,7 +12,7 @@ from helpers import make_style, torch_bytes
 from safetensors.torch import save
 from torch import Tensor, nn
 
-from serve_app.checkpoints import load_generator, read_checkpoint, save_style
+from serve_app.engine.checkpoints import load_generator, read_checkpoint, save_style
 from serve_app.errors import StyleError
 from serve_app.styles import read_installed
 
@@ -169,7 +169,7 @@ def test_failed_save_keeps_the_style_that_was_there(
 ) -> None:
     path = tmp_path / "seeded.safetensors"
     save_style(weights, make_style(title="Old"), path)
-    monkeypatch.setattr("serve_app.checkpoints.save_file", lambda *_, **__: 1 / 0)
+    monkeypatch.setattr("serve_app.engine.checkpoints.save_file", lambda *_, **__: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         save_style(weights, make_style(title="New"), path)
     assert read_installed(path).title == "Old"

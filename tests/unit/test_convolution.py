@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from serve_app.convolution import (
+from serve_app.engine.convolution import (
     Chunk,
     Convolution,
     Direct,
@@ -15,7 +15,7 @@ from serve_app.convolution import (
     choose_convolution,
     convolve,
 )
-from serve_app.generator import RESIZES
+from serve_app.engine.generator import RESIZES
 
 
 def woven(chunks: list[Chunk]) -> Tensor:

@@ -12,9 +12,9 @@ from PIL import ExifTags, Image, ImageCms, ImageOps
 from shared import ROOT, SHARED, files_of, name_of, needs_shared
 
 from serve_app.decode import decode, painted_pixels, sniff
+from serve_app.engine.memory import Room
 from serve_app.errors import BrokenImage, RequestError, TooManyPixels, TooSmall, UnsupportedFormat
 from serve_app.frames import Order, Photo
-from serve_app.memory import Room
 
 MAX_PIXELS = 64_000_000
 ORDER = Order("toon", max_side=1024, multiple=1, format="jpeg")

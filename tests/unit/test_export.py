@@ -5,10 +5,10 @@ import pytest
 import torch
 from seeding import seeded_state
 
-from serve_app.checkpoints import load_generator, save_style
 from serve_app.cli import main
+from serve_app.engine.checkpoints import load_generator, save_style
+from serve_app.engine.generator import Generator
 from serve_app.errors import StyleError
-from serve_app.generator import Generator
 from serve_app.settings import ResizeMode
 from serve_app.styles import InstalledStyle, Style, read_installed
 
@@ -68,7 +68,7 @@ def test_folder_that_is_not_there_is_named(
 
 
 def test_file_that_paints_otherwise_is_not_written(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from serve_app import export as module
+    from serve_app.engine import onnx as module
 
     monkeypatch.setattr(module, "LARGEST_DIFFERENCE", 0.0)
     with pytest.raises(StyleError, match="ONNX Runtime paints tf otherwise than torch"):
@@ -77,7 +77,7 @@ def test_file_that_paints_otherwise_is_not_written(folder: Path, monkeypatch: py
 
 
 def test_missing_package_is_named_with_the_way_to_install_it(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from serve_app.export import export_onnx
+    from serve_app.engine.onnx import export_onnx
 
     monkeypatch.setitem(__import__("sys").modules, "onnxscript", None)
     with pytest.raises(StyleError, match=r"onnxscript is missing\): pip install 'animegan-serve\[onnx\]'"):

@@ -3,8 +3,8 @@ from typing import Any
 
 import pytest
 
-from serve_app.lanes import CPU_STACK_PIXELS, Lane, Lanes
-from serve_app.memory import MIN_ROWS, planned_bytes
+from serve_app.engine.memory import MIN_ROWS, planned_bytes
+from serve_app.engine.slots import CPU_STACK_PIXELS, Lane, Lanes
 
 PLENTY = 10**12
 

@@ -10,7 +10,7 @@ from shared import ROOT
 
 PACKAGE = ROOT / "serve_app"
 FLOORS = {
-    1: {"settings", "errors", "frames", "metrics", "generator", "convolution", "streaming"},
+    1: {"settings", "errors", "frames", "metrics", "engine.generator", "engine.convolution", "engine.streaming"},
     2: {
         "admission",
         "autoscaling",
@@ -19,19 +19,26 @@ FLOORS = {
         "resize",
         "encode",
         "batching",
-        "memory",
-        "lanes",
-        "allocator",
+        "engine.memory",
+        "engine.slots",
+        "engine.allocator",
         "styles",
-        "checkpoints",
+        "engine.checkpoints",
         "downloads",
         "uploads",
     },
-    3: {"routes", "stylize", "export"},
+    3: {"routes", "engine.stylist", "engine.onnx"},
     4: {"deployments.ingress", "deployments.codec", "deployments.stylizer"},
     5: {"app", "cli", "config_lint", "runner", "serving"},
 }
-TORCH_ROOMS = {"generator", "convolution", "streaming", "checkpoints", "stylize", "export"}
+TORCH_ROOMS = {
+    "engine.generator",
+    "engine.convolution",
+    "engine.streaming",
+    "engine.checkpoints",
+    "engine.stylist",
+    "engine.onnx",
+}
 
 
 def module_name(path: Path) -> str:

@@ -12,8 +12,8 @@ import pytest
 from shared import ROOT
 from torch import nn
 
-from serve_app.generator import Generator
-from serve_app.memory import (
+from serve_app.engine.generator import Generator
+from serve_app.engine.memory import (
     LAYERS,
     LEAST_ROWS,
     OVERHEAD,
@@ -85,10 +85,10 @@ def measured_growth(height: int, width: int, batch: int, precision: Precision) -
     script = f"""
         from pathlib import Path
         import torch
-        from serve_app.allocator import running_allocator
-        from serve_app.generator import Generator
-        from serve_app.memory import strip_rows
-        from serve_app.streaming import StripGenerator
+        from serve_app.engine.allocator import running_allocator
+        from serve_app.engine.generator import Generator
+        from serve_app.engine.memory import strip_rows
+        from serve_app.engine.streaming import StripGenerator
 
         def status(key):
             line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(key))

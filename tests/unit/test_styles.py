@@ -7,7 +7,7 @@ from helpers import make_style
 from safetensors.numpy import save_file
 from torch import Tensor
 
-from serve_app.checkpoints import save_style
+from serve_app.engine.checkpoints import save_style
 from serve_app.errors import StyleError, UnknownStyle
 from serve_app.settings import ResizeMode
 from serve_app.styles import default_eps, find_style, installed_styles, read_catalogue, read_installed

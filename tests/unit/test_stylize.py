@@ -12,13 +12,9 @@ import pytest
 import torch
 from shared import ROOT
 
-from serve_app.checkpoints import load_generator
-from serve_app.errors import DeviceError, OutOfMemory, TooLargeToPaint
-from serve_app.frames import Frame
-from serve_app.memory import planned_bytes
-from serve_app.settings import Device, Precision, Settings
-from serve_app.styles import InstalledStyle
-from serve_app.stylize import (
+from serve_app.engine.checkpoints import load_generator
+from serve_app.engine.memory import planned_bytes
+from serve_app.engine.stylist import (
     Stylist,
     allocator_fraction,
     choose_device,
@@ -27,6 +23,10 @@ from serve_app.stylize import (
     count_threads,
     free_memory,
 )
+from serve_app.errors import DeviceError, OutOfMemory, TooLargeToPaint
+from serve_app.frames import Frame
+from serve_app.settings import Device, Precision, Settings
+from serve_app.styles import InstalledStyle
 
 MIB = 2**20
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
@@ -381,7 +381,7 @@ def test_memory_is_given_back_after_a_failed_pass_has_let_go_of_it(
 
     monkeypatch.setattr(stylist, "_forward", hold_and_fail)
     monkeypatch.setattr(
-        "serve_app.stylize.release_memory",
+        "serve_app.engine.stylist.release_memory",
         lambda: held_at_release.append(sum(activations() is not None for activations in alive)),
     )
     stylist.paint("seeded", plain_frames(count))
@@ -408,7 +408,7 @@ def test_real_refusal_of_the_allocator_is_out_of_memory(seeded_style: InstalledS
         import numpy as np
         from serve_app.settings import Settings
         from serve_app.styles import read_installed
-        from serve_app.stylize import Stylist
+        from serve_app.engine.stylist import Stylist
 
         style = read_installed(Path({str(seeded_style.path)!r}))
         stylist = Stylist({{"seeded": style}}, Settings(device="cpu", threads=1))
@@ -460,10 +460,10 @@ def test_many_sizes_take_little_more_than_the_largest() -> None:
     """What oneDNN compiles for each size is bounded: kept by the thousand, it is megabytes a size."""
     script = """
         import numpy as np
-        from serve_app.memory import planned_bytes
+        from serve_app.engine.memory import planned_bytes
         from serve_app.settings import Settings
         from serve_app.styles import installed_styles
-        from serve_app.stylize import Stylist
+        from serve_app.engine.stylist import Stylist
 
         def resident_bytes():
             line = next(line for line in open("/proc/self/status") if line.startswith("VmRSS"))

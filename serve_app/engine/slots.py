@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-from serve_app.memory import MIN_ROWS, fitting_rows, lane_bytes, strip_rows
+from serve_app.engine.memory import MIN_ROWS, fitting_rows, lane_bytes, strip_rows
 from serve_app.settings import Precision
 
 CPU_STACK_PIXELS = 256 * 256  # on a CPU larger tensors are no faster than their pictures one by one

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from serve_app.checkpoints import load_generator
+from serve_app.engine.checkpoints import load_generator
 from serve_app.errors import StyleError
 from serve_app.styles import InstalledStyle
 

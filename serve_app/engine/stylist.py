@@ -10,14 +10,14 @@ import numpy as np
 import psutil
 import torch
 
-from serve_app.allocator import release_free_memory, running_allocator
-from serve_app.checkpoints import load_generator
+from serve_app.engine.allocator import release_free_memory, running_allocator
+from serve_app.engine.checkpoints import load_generator
+from serve_app.engine.memory import largest_side, planned_bytes
+from serve_app.engine.slots import CPU_STACK_PIXELS, Lane, Lanes
+from serve_app.engine.streaming import StripGenerator
 from serve_app.errors import DeviceError, OutOfMemory, RequestError, TooLargeToPaint
 from serve_app.frames import Frame
-from serve_app.lanes import CPU_STACK_PIXELS, Lane, Lanes
-from serve_app.memory import largest_side, planned_bytes
 from serve_app.settings import Device, Precision, Settings
-from serve_app.streaming import StripGenerator
 from serve_app.styles import InstalledStyle
 
 logger = logging.getLogger(__name__)

@@ -14,8 +14,8 @@ from safetensors.torch import load as load_safetensors
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from serve_app.engine.generator import Generator
 from serve_app.errors import StyleError
-from serve_app.generator import Generator
 from serve_app.styles import InstalledStyle, Style
 
 Weights = Mapping[str, Tensor]

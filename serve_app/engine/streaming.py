@@ -17,8 +17,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from serve_app.convolution import Chunk, Doubled, choose_convolution
-from serve_app.generator import SLOPE, ConvNormLReLU, Generator, InvertedResidual, Pads
+from serve_app.engine.convolution import Chunk, Doubled, choose_convolution
+from serve_app.engine.generator import SLOPE, ConvNormLReLU, Generator, InvertedResidual, Pads
 from serve_app.settings import ResizeMode
 
 
