@@ -26,9 +26,9 @@ from functools import cache
 from pathlib import Path
 from typing import Annotated, Any
 
-from serve_app.decode import decode
-from serve_app.encode import encode
 from serve_app.frames import Frame, Order, Photo
+from serve_app.images.decode import decode
+from serve_app.images.encode import encode
 from serve_app.settings import CodecSettings, IngressSettings, Settings
 from serve_app.styles import InstalledStyle, installed_styles
 

@@ -4,9 +4,9 @@ import asyncio
 from dataclasses import replace
 from pathlib import Path
 
-from serve_app.decode import decode
-from serve_app.encode import encode
 from serve_app.frames import Order, Picture
+from serve_app.images.decode import decode
+from serve_app.images.encode import encode
 from serve_app.settings import CodecSettings, IngressSettings
 from serve_app.styles import InstalledStyle, Style
 

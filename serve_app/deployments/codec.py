@@ -5,11 +5,11 @@ from typing import Any
 import ray
 from ray import serve
 
-from serve_app.decode import decode
-from serve_app.encode import encode
 from serve_app.engine.memory import Room
 from serve_app.errors import RequestError
 from serve_app.frames import Order, Photo, Picture
+from serve_app.images.decode import decode
+from serve_app.images.encode import encode
 from serve_app.settings import CodecSettings, PictureFormat, load_settings
 
 

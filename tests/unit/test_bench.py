@@ -9,7 +9,7 @@ from bench import ALLOCATORS, ENGINE_MAKERS, ENGINES, RUNGS
 from shared import ROOT
 from soak import photograph, slopes
 
-from serve_app.decode import sniff
+from serve_app.images.decode import sniff
 
 
 @pytest.mark.parametrize(

@@ -11,10 +11,10 @@ import pytest
 from PIL import ExifTags, Image, ImageCms, ImageOps
 from shared import ROOT, SHARED, files_of, name_of, needs_shared
 
-from serve_app.decode import decode, painted_pixels, sniff
 from serve_app.engine.memory import Room
 from serve_app.errors import BrokenImage, RequestError, TooManyPixels, TooSmall, UnsupportedFormat
 from serve_app.frames import Order, Photo
+from serve_app.images.decode import decode, painted_pixels, sniff
 
 MAX_PIXELS = 64_000_000
 ORDER = Order("toon", max_side=1024, multiple=1, format="jpeg")
@@ -313,7 +313,7 @@ def test_decoding_takes_no_more_than_its_header_foretells(kind: str, tmp_path: P
     path.write_bytes(save(large if mode == "I;16" else large.convert(mode), format, **options))
     script = f"""
         from pathlib import Path
-        from serve_app.decode import decode, open_image, predict_decode_bytes
+        from serve_app.images.decode import decode, open_image, predict_decode_bytes
         from serve_app.frames import Order
 
         def status(key):

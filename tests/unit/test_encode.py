@@ -6,8 +6,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from serve_app.encode import MEDIA_TYPES, encode, negotiate
 from serve_app.frames import Frame, Photo, Plane, Receipt
+from serve_app.images.encode import MEDIA_TYPES, encode, negotiate
 from serve_app.settings import PictureFormat
 
 FORMATS = list(MEDIA_TYPES)

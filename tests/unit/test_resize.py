@@ -5,7 +5,7 @@ from PIL import Image
 
 from serve_app.errors import TooSmall
 from serve_app.frames import Size
-from serve_app.resize import painted_size, resize
+from serve_app.images.resize import painted_size, resize
 
 
 @pytest.mark.parametrize(

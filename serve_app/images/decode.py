@@ -17,7 +17,7 @@ from PIL import ExifTags, Image, ImageCms, ImageFile
 from serve_app.engine.memory import Room
 from serve_app.errors import BrokenImage, OutOfMemory, RequestError, TooManyPixels, UnsupportedFormat
 from serve_app.frames import Frame, Order, Photo, Plane, Receipt, Size
-from serve_app.resize import painted_size, resize
+from serve_app.images.resize import painted_size, resize
 from serve_app.settings import MIB
 
 pi_heif.register_heif_opener()

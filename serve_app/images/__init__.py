@@ -1,0 +1,1 @@
+"""Bytes of image files to frames, and frames to bytes. Neither Ray nor torch."""
