@@ -102,7 +102,7 @@ def frames_of(batch: int, height: int, width: int) -> Any:
 
 
 def style_of(options: argparse.Namespace) -> Any:
-    from serve_app.styles import installed_styles
+    from serve_app.styles.catalogue import installed_styles
 
     return installed_styles()[options.style]
 

@@ -19,7 +19,7 @@ from PIL import Image
 from teacher import teach
 
 from serve_app.engine.checkpoints import load_generator
-from serve_app.styles import find_style, installed_styles
+from serve_app.styles.catalogue import find_style, installed_styles
 
 Paint = Callable[[Frame], Frame]
 

@@ -30,7 +30,7 @@ from serve_app.frames import Frame, Order, Photo
 from serve_app.images.decode import decode
 from serve_app.images.encode import encode
 from serve_app.settings import CodecSettings, IngressSettings, Settings
-from serve_app.styles import InstalledStyle, installed_styles
+from serve_app.styles.catalogue import InstalledStyle, installed_styles
 
 ROOT = Path(__file__).resolve().parent.parent
 PATH, READY_PATH = "/v1/stylize", "/readyz"

@@ -37,7 +37,7 @@ from tqdm import tqdm
 from serve_app.engine.checkpoints import save_style
 from serve_app.engine.generator import Generator
 from serve_app.settings import ResizeMode
-from serve_app.styles import Style
+from serve_app.styles.catalogue import Style
 
 Pair = tuple[Frame, Frame]  # photo, the teacher's painting of it
 

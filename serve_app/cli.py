@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from serve_app.errors import AnimeganError, StyleError
-from serve_app.styles import (
+from serve_app.styles.catalogue import (
     STYLES_DIR_VARIABLE,
     Style,
     default_eps,
@@ -106,8 +106,8 @@ def list_styles(options: argparse.Namespace) -> int:
 
 
 def pull_styles(options: argparse.Namespace) -> int:
-    from serve_app.downloads import download
     from serve_app.engine.checkpoints import read_checkpoint, save_style
+    from serve_app.styles.downloads import download
 
     catalogue = read_catalogue()
     unknown = [name for name in options.names if name not in catalogue]

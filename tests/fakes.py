@@ -8,7 +8,7 @@ from serve_app.frames import Order, Picture
 from serve_app.images.decode import decode
 from serve_app.images.encode import encode
 from serve_app.settings import CodecSettings, IngressSettings
-from serve_app.styles import InstalledStyle, Style
+from serve_app.styles.catalogue import InstalledStyle, Style
 
 
 class FakePipeline:

@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 
-from serve_app.styles import Style
+from serve_app.styles.catalogue import Style
 
 
 def make_style(name: str = "seeded", **changes: Any) -> Style:

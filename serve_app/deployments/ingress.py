@@ -25,7 +25,7 @@ from serve_app.frames import Order, Picture
 from serve_app.images.decode import painted_pixels
 from serve_app.routes import create_app
 from serve_app.settings import IngressSettings, Settings, load_settings
-from serve_app.styles import find_style, installed_styles, read_catalogue
+from serve_app.styles.catalogue import find_style, installed_styles, read_catalogue
 
 logger = logging.getLogger(__name__)
 

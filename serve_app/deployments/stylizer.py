@@ -17,7 +17,7 @@ from serve_app.batching import Batcher
 from serve_app.errors import RequestError
 from serve_app.frames import Frame, Photo, Size
 from serve_app.settings import Settings, StylizerSettings, load_settings
-from serve_app.styles import installed_styles
+from serve_app.styles.catalogue import installed_styles
 
 if TYPE_CHECKING:  # it imports torch
     from serve_app.engine.stylist import Stylist

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from serve_app.engine.generator import Generator
 from serve_app.errors import StyleError
-from serve_app.styles import InstalledStyle, Style
+from serve_app.styles.catalogue import InstalledStyle, Style
 
 Weights = Mapping[str, Tensor]
 

@@ -8,7 +8,7 @@ import torch
 
 from serve_app.engine.checkpoints import load_generator
 from serve_app.errors import StyleError
-from serve_app.styles import InstalledStyle
+from serve_app.styles.catalogue import InstalledStyle
 
 OPSET = 18
 LARGEST_DIFFERENCE = 1e-3

@@ -18,7 +18,7 @@ from serve_app.engine.streaming import StripGenerator
 from serve_app.errors import DeviceError, OutOfMemory, RequestError, TooLargeToPaint
 from serve_app.frames import Frame
 from serve_app.settings import Device, Precision, Settings
-from serve_app.styles import InstalledStyle
+from serve_app.styles.catalogue import InstalledStyle
 
 logger = logging.getLogger(__name__)
 

@@ -11,7 +11,7 @@ from service import port_answers, running
 from shared import ROOT
 
 from serve_app.settings import CodecSettings, IngressSettings, Settings, StylizerSettings
-from serve_app.styles import read_catalogue
+from serve_app.styles.catalogue import read_catalogue
 
 README = (ROOT / "README.md").read_text()
 COMMANDS = [block.strip() for block in re.findall(r"```sh\n(.*?)```", README, re.DOTALL)]

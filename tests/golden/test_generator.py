@@ -14,7 +14,7 @@ from serve_app.engine.generator import Generator
 from serve_app.engine.streaming import Frames, StripGenerator
 from serve_app.engine.stylist import Stylist
 from serve_app.settings import Settings
-from serve_app.styles import Style, installed_styles
+from serve_app.styles.catalogue import Style, installed_styles
 
 GOLDEN = sorted((Path(__file__).parent / "data").glob("*.npz"))
 

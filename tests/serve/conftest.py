@@ -7,7 +7,7 @@ from shared import SHARED
 
 from serve_app.engine.checkpoints import read_checkpoint, save_style
 from serve_app.engine.generator import Generator
-from serve_app.styles import Style
+from serve_app.styles.catalogue import Style
 
 
 @pytest.fixture(scope="session")

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from serve_app.engine.checkpoints import save_style
 from serve_app.engine.generator import Generator
-from serve_app.styles import STYLES_DIR_VARIABLE, InstalledStyle, read_installed
+from serve_app.styles.catalogue import STYLES_DIR_VARIABLE, InstalledStyle, read_installed
 
 RunCommand = Callable[..., int]
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from serve_app.engine.checkpoints import load_generator, read_checkpoint, save_style
 from serve_app.errors import StyleError
-from serve_app.styles import read_installed
+from serve_app.styles.catalogue import read_installed
 
 Weights = Mapping[str, Tensor]
 

@@ -8,7 +8,7 @@ import pytest
 from shared import ROOT
 
 from serve_app.errors import StyleError
-from serve_app.styles import installed_styles, read_installed
+from serve_app.styles.catalogue import installed_styles, read_installed
 
 RunCommand = Callable[..., int]
 

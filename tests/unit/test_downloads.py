@@ -10,9 +10,9 @@ import pytest
 from helpers import make_style
 from safetensors import safe_open
 
-from serve_app.downloads import MIRROR_VARIABLE, address_of, download, git_blob_id
 from serve_app.errors import StyleError
-from serve_app.styles import CatalogueEntry
+from serve_app.styles.catalogue import CatalogueEntry
+from serve_app.styles.downloads import MIRROR_VARIABLE, address_of, download, git_blob_id
 
 FILE = "small.pt"
 CONTENT = b"a checkpoint, if one trusts its name"
@@ -121,7 +121,7 @@ def test_file_that_is_too_long_is_cut_off(mirror: Mirror) -> None:
 
 
 def test_file_of_unknown_size_is_cut_off_at_the_general_limit(mirror: Mirror, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("serve_app.downloads.MAX_BYTES", 10)
+    monkeypatch.setattr("serve_app.styles.downloads.MAX_BYTES", 10)
     assert refusal(entry_of(bytes=None)) == (
         f"{mirror.address}/small.pt sends more than the 10 bytes expected; nothing was kept."
     )
@@ -159,7 +159,7 @@ def test_silent_server_is_named(mirror: Mirror, monkeypatch: pytest.MonkeyPatch)
     def wait_in_vain(*_: object, **__: object) -> None:
         raise requests.ReadTimeout
 
-    monkeypatch.setattr("serve_app.downloads.requests.get", wait_in_vain)
+    monkeypatch.setattr("serve_app.styles.downloads.requests.get", wait_in_vain)
     assert refusal(entry_of()) == (
         f"{mirror.address}/small.pt did not answer in time; set ANIMEGAN_WEIGHTS_MIRROR to a mirror."
     )

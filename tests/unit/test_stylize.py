@@ -26,7 +26,7 @@ from serve_app.engine.stylist import (
 from serve_app.errors import DeviceError, OutOfMemory, TooLargeToPaint
 from serve_app.frames import Frame
 from serve_app.settings import Device, Precision, Settings
-from serve_app.styles import InstalledStyle
+from serve_app.styles.catalogue import InstalledStyle
 
 MIB = 2**20
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
@@ -407,7 +407,7 @@ def test_real_refusal_of_the_allocator_is_out_of_memory(seeded_style: InstalledS
         from pathlib import Path
         import numpy as np
         from serve_app.settings import Settings
-        from serve_app.styles import read_installed
+        from serve_app.styles.catalogue import read_installed
         from serve_app.engine.stylist import Stylist
 
         style = read_installed(Path({str(seeded_style.path)!r}))
@@ -462,7 +462,7 @@ def test_many_sizes_take_little_more_than_the_largest() -> None:
         import numpy as np
         from serve_app.engine.memory import planned_bytes
         from serve_app.settings import Settings
-        from serve_app.styles import installed_styles
+        from serve_app.styles.catalogue import installed_styles
         from serve_app.engine.stylist import Stylist
 
         def resident_bytes():

@@ -10,7 +10,7 @@ from PIL import Image
 from shared import ROOT
 
 from serve_app.engine.checkpoints import load_generator
-from serve_app.styles import installed_styles
+from serve_app.styles.catalogue import installed_styles
 
 pytest.importorskip("cv2", reason="the extra `train` is not installed: scripts/setup train")
 

@@ -63,7 +63,7 @@ def default_eps(resize: ResizeMode) -> float:
 
 def shipped_dir() -> Path:
     """The folder `weights/`: inside the package in a wheel, beside it in a clone."""
-    package = Path(__file__).parent
+    package = Path(__file__).parent.parent
     inside = package / "weights"
     return inside if inside.is_dir() else package.parent / "weights"
 

@@ -7,7 +7,7 @@ import requests
 from tqdm import tqdm
 
 from serve_app.errors import StyleError
-from serve_app.styles import CatalogueEntry
+from serve_app.styles.catalogue import CatalogueEntry
 
 MIRROR_VARIABLE = "ANIMEGAN_WEIGHTS_MIRROR"
 CONNECT_TIMEOUT_S, READ_TIMEOUT_S = 10, 30
