@@ -3,7 +3,7 @@
 A batch of n pictures of one size takes 150 + 12 n ms, asleep, and batches run one at a time. Nothing but the batcher is
 between a picture and the device: no HTTP, no handles, no frames. Each is driven as its framework drives it:
 
-    ours           `serve_app.batching.Batcher` with no setting but the largest batch
+    ours           `serve_app.queueing.batching.Batcher` with no setting but the largest batch
     @serve.batch   in a replica of a small Serve application, which makes the pictures itself
     LitServe       its `BatchedLoop` in a process of its own as a LitServer's worker, between two multiprocessing queues
     BentoML        its `CorkDispatcher` with its default latency bound; it learns from its first pictures, which do not
@@ -165,7 +165,7 @@ async def measure_loads(loads: list[Load], make: Callable[[], Submit]) -> list[d
 
 
 def measure_ours(waits_ms: list[int | None], loads: list[Load]) -> list[list[dict[str, float]]]:
-    from serve_app.batching import Batcher
+    from serve_app.queueing.batching import Batcher
 
     def make() -> Submit:
         device = Device()

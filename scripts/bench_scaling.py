@@ -48,9 +48,9 @@ def application(replicas: int, paint_s: float) -> Any:
     from ray import serve
 
     from serve_app.app import Codec, Ingress
-    from serve_app.batching import Batcher
     from serve_app.errors import RequestError
     from serve_app.frames import Frame, Photo
+    from serve_app.queueing.batching import Batcher
     from serve_app.settings import Settings
 
     class SimulatedStylizer:

@@ -19,10 +19,10 @@ from ray.serve.metrics import Counter, Gauge
 from starlette.types import ASGIApp
 
 from serve_app import metrics
-from serve_app.admission import Door, Full, Limits
 from serve_app.errors import DeadlineExceeded, RequestError, TooBusy
 from serve_app.frames import Order, Picture
 from serve_app.images.decode import painted_pixels
+from serve_app.queueing.admission import Door, Full, Limits
 from serve_app.routes import create_app
 from serve_app.settings import IngressSettings, Settings, load_settings
 from serve_app.styles.catalogue import find_style, installed_styles, read_catalogue

@@ -13,9 +13,9 @@ from ray.serve.metrics import Gauge, Histogram
 
 from serve_app import metrics
 from serve_app.autoscaling import Work
-from serve_app.batching import Batcher
 from serve_app.errors import RequestError
 from serve_app.frames import Frame, Photo, Size
+from serve_app.queueing.batching import Batcher
 from serve_app.settings import Settings, StylizerSettings, load_settings
 from serve_app.styles.catalogue import installed_styles
 

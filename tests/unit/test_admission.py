@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from serve_app.admission import Door, Full, Limits, Ticket
+from serve_app.queueing.admission import Door, Full, Limits, Ticket
 
 MP = 1_000_000
 ROOMY = Limits(queue_time_s=60, least_pictures=1, most_pictures=10_000, most_pixels=10_000 * MP)

@@ -14,8 +14,8 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from serve_app.batching import Batcher, Done
 from serve_app.errors import DeadlineExceeded, NotReady
+from serve_app.queueing.batching import Batcher, Done
 
 Batch = tuple[str, list[Any]]
 Task = asyncio.Task[Done[str]]

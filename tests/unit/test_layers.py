@@ -12,13 +12,13 @@ PACKAGE = ROOT / "serve_app"
 FLOORS = {
     1: {"settings", "errors", "frames", "metrics", "engine.generator", "engine.convolution", "engine.streaming"},
     2: {
-        "admission",
+        "queueing.admission",
         "autoscaling",
         "clients",
         "images.decode",
         "images.resize",
         "images.encode",
-        "batching",
+        "queueing.batching",
         "engine.memory",
         "engine.slots",
         "engine.allocator",

@@ -1,0 +1,1 @@
+"""Admission and batching of requests, in pure asyncio."""
