@@ -752,7 +752,7 @@ def main() -> None:
     engines.add_argument("--contenders", type=float, default=1.5, help="times the best rival's CPU-seconds, at most")
     errors = command("errors", bench_errors)
     errors.add_argument("--sides", type=int, nargs="+", default=[512, 1024])
-    errors.add_argument("--photo", type=Path, default=ROOT / "serve_app" / "page" / "samples" / "photo.jpg")
+    errors.add_argument("--photo", type=Path, default=ROOT / "serve_app" / "web" / "page" / "samples" / "photo.jpg")
     command("sizes", bench_sizes)
     lanes = command("lanes", bench_lanes)
     lanes.add_argument("--sides", type=int, nargs="+", default=[256, 512, 1024])

@@ -23,9 +23,9 @@ from serve_app.errors import DeadlineExceeded, RequestError, TooBusy
 from serve_app.frames import Order, Picture
 from serve_app.images.decode import painted_pixels
 from serve_app.queueing.admission import Door, Full, Limits
-from serve_app.routes import create_app
 from serve_app.settings import IngressSettings, Settings, load_settings
 from serve_app.styles.catalogue import find_style, installed_styles, read_catalogue
+from serve_app.web.routes import create_app
 
 logger = logging.getLogger(__name__)
 
@@ -42,7 +42,7 @@ WALKS = 3  # of one photograph: painting is pure, so what was on a process that 
 @serve.deployment(user_config={})
 @serve.ingress()
 class Ingress:
-    """Implements `serve_app.routes.Pipeline` over deployment handles."""
+    """Implements `serve_app.web.routes.Pipeline` over deployment handles."""
 
     def __init__(self, settings: Settings, codec: DeploymentHandle[Any], stylizer: DeploymentHandle[Any]) -> None:
         self.codec = codec

@@ -17,8 +17,8 @@ from PIL import Image, ImageDraw, ImageFilter
 from playwright.sync_api import Browser, FileChooser, FilePayload, Page, Route, expect, sync_playwright
 
 from serve_app.errors import TooBusy
-from serve_app.routes import create_app
 from serve_app.settings import IngressSettings
+from serve_app.web.routes import create_app
 
 CHROMIUM = Path("/usr/bin/chromium")
 FLAGS = [

@@ -8,8 +8,8 @@ from pictures import opened, photo_bytes
 from starlette.testclient import TestClient
 
 from serve_app.errors import OutOfMemory, TooBusy
-from serve_app.routes import create_app
 from serve_app.settings import IngressSettings
+from serve_app.web.routes import create_app
 
 PHOTO = photo_bytes(60, 80)
 

@@ -12,7 +12,7 @@ from schemathesis.specs.openapi.checks import (
     unsupported_method,
 )
 
-from serve_app.routes import create_app
+from serve_app.web.routes import create_app
 
 CHECKS = (
     not_a_server_error,

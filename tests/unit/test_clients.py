@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from serve_app.clients import client_address
+from serve_app.web.clients import client_address
 
 PROXIES = [ip_network(network) for network in ("127.0.0.0/8", "10.0.0.0/8", "::1/128", "fd00::/8")]
 

@@ -14,7 +14,7 @@ FLOORS = {
     2: {
         "queueing.admission",
         "autoscaling",
-        "clients",
+        "web.clients",
         "images.decode",
         "images.resize",
         "images.encode",
@@ -25,9 +25,9 @@ FLOORS = {
         "styles.catalogue",
         "engine.checkpoints",
         "styles.downloads",
-        "uploads",
+        "web.uploads",
     },
-    3: {"routes", "engine.stylist", "engine.onnx"},
+    3: {"web.routes", "engine.stylist", "engine.onnx"},
     4: {"deployments.ingress", "deployments.codec", "deployments.stylizer"},
     5: {"app", "cli", "config_lint", "runner", "serving"},
 }

@@ -18,13 +18,13 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 from starlette.staticfiles import StaticFiles
 
-from serve_app.clients import client_address
 from serve_app.errors import BadOption, NotReady, RequestError
 from serve_app.frames import Order, Picture, Size
 from serve_app.images.encode import MEDIA_TYPES, negotiate
 from serve_app.settings import MIN_SIDE, IngressSettings, PictureFormat, ResizeMode
 from serve_app.styles.catalogue import InstalledStyle, Style, find_style
-from serve_app.uploads import read_upload
+from serve_app.web.clients import client_address
+from serve_app.web.uploads import read_upload
 
 logger = logging.getLogger(__name__)
 
