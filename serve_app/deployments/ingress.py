@@ -18,7 +18,7 @@ from ray.serve.handle import DeploymentHandle
 from ray.serve.metrics import Counter, Gauge
 from starlette.types import ASGIApp
 
-from serve_app import metrics
+from serve_app.deployments import metrics
 from serve_app.errors import DeadlineExceeded, RequestError, TooBusy
 from serve_app.frames import Order, Picture
 from serve_app.images.decode import painted_pixels

@@ -11,8 +11,8 @@ import ray
 from ray import serve
 from ray.serve.metrics import Gauge, Histogram
 
-from serve_app import metrics
-from serve_app.autoscaling import Work
+from serve_app.deployments import metrics
+from serve_app.deployments.autoscaling import Work
 from serve_app.errors import RequestError
 from serve_app.frames import Frame, Photo, Size
 from serve_app.queueing.batching import Batcher

@@ -4,7 +4,7 @@ import pytest
 import yaml
 from shared import ROOT
 
-from serve_app.autoscaling import STATS, PixelBacklog, Work
+from serve_app.deployments.autoscaling import STATS, PixelBacklog, Work
 
 
 class Now:
@@ -105,5 +105,5 @@ def test_prod_names_the_policy() -> None:
     config = yaml.safe_load((ROOT / "configs" / "prod.yaml").read_text())
     (stylizer,) = (d for d in config["applications"][0]["deployments"] if d["name"] == "Stylizer")
     policy = stylizer["autoscaling_config"]["policy"]
-    assert policy["policy_function"] == "serve_app.autoscaling:PixelBacklog"
+    assert policy["policy_function"] == "serve_app.deployments.autoscaling:PixelBacklog"
     PixelBacklog(**policy["policy_kwargs"])
