@@ -17,7 +17,7 @@ from rival_servers import READY_PATH
 
 READY_TIMEOUT_S = 300
 STOP_TIMEOUT_S = 120
-ANIMEGAN = [sys.executable, "-c", "import sys; from serve_app.cli import main; sys.exit(main())"]
+ANIMEGAN = [sys.executable, "-c", "import sys; from serve_app.cli.main import main; sys.exit(main())"]
 TITLE = re.compile(r"ray::ServeReplica:animegan:(\w+)|ray::(ProxyActor|ServeController)")
 
 

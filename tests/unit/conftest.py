@@ -56,7 +56,7 @@ def animegan(monkeypatch: pytest.MonkeyPatch) -> RunCommand:
     """Runs the command `animegan` with these arguments, in this process."""
 
     def run(*arguments: object) -> int:
-        from serve_app.cli import main
+        from serve_app.cli.main import main
 
         monkeypatch.setattr("sys.argv", ["animegan", *map(str, arguments)])
         return main()

@@ -163,7 +163,13 @@ def test_command_without_arguments_shows_how_it_is_used(
 @pytest.mark.parametrize("unbuffered", ["", "1"])
 def test_reader_that_goes_away_is_no_error(unbuffered: str) -> None:
     """As `animegan styles list | head -1` does; a buffered line is written only at the end."""
-    command = [sys.executable, "-c", "import sys; from serve_app.cli import main; sys.exit(main())", "styles", "list"]
+    command = [
+        sys.executable,
+        "-c",
+        "import sys; from serve_app.cli.main import main; sys.exit(main())",
+        "styles",
+        "list",
+    ]
     environment = os.environ | {"PYTHONUNBUFFERED": unbuffered}
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
     process.stdout.close()

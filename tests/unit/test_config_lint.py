@@ -7,7 +7,7 @@ import pytest
 import yaml
 from shared import ROOT
 
-from serve_app.config_lint import lint
+from serve_app.cli.config_lint import lint
 
 CONFIGS = sorted((ROOT / "configs").glob("*.yaml"))
 PROD: dict[str, Any] = yaml.safe_load((ROOT / "configs" / "prod.yaml").read_text(encoding="utf-8"))

@@ -184,7 +184,7 @@ def test_git_blob_id_is_what_git_says(content: bytes, name: str) -> None:
 
 
 def offer(monkeypatch: pytest.MonkeyPatch, entry: CatalogueEntry) -> None:
-    monkeypatch.setattr("serve_app.cli.read_catalogue", lambda: {entry.name: entry})
+    monkeypatch.setattr("serve_app.cli.main.read_catalogue", lambda: {entry.name: entry})
 
 
 def test_pulled_style_is_installed_and_listed(

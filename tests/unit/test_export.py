@@ -5,7 +5,7 @@ import pytest
 import torch
 from seeding import seeded_state
 
-from serve_app.cli import main
+from serve_app.cli.main import main
 from serve_app.engine.checkpoints import load_generator, save_style
 from serve_app.engine.generator import Generator
 from serve_app.errors import StyleError

@@ -37,7 +37,7 @@ FLOORS = {
     },
     3: {"web.routes", "engine.stylist", "engine.onnx"},
     4: {"deployments.ingress", "deployments.codec", "deployments.stylizer"},
-    5: {"app", "cli", "config_lint", "runner", "serving"},
+    5: {"app", "cli.main", "cli.config_lint", "cli.supervisor", "cli.local_cluster"},
 }
 TORCH_ROOMS = {
     "engine.generator",

@@ -7,7 +7,7 @@ import click
 import pytest
 from service import LOCAL_CONFIG, changed_config
 
-from serve_app import serving
+from serve_app.cli import local_cluster as serving
 
 
 @pytest.fixture

@@ -76,7 +76,7 @@ def parse_arguments() -> argparse.Namespace:
 
 
 def run_service(options: argparse.Namespace) -> int:
-    from serve_app.runner import run
+    from serve_app.cli.supervisor import run
 
     return run(options.config or default_config(), options.dashboard)
 
@@ -87,7 +87,7 @@ def default_config() -> Path:
 
 
 def check_configs(options: argparse.Namespace) -> int:
-    from serve_app.config_lint import lint
+    from serve_app.cli.config_lint import lint
 
     findings = [finding for path in options.configs for finding in lint(path)]
     print("\n".join(findings) if findings else f"fine: {', '.join(map(str, options.configs))}")

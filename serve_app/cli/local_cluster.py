@@ -22,7 +22,7 @@ from ray import serve
 from ray.serve.schema import ServeDeploySchema
 from ray.serve.scripts import cli as serve_command
 
-from serve_app.config_lint import lint
+from serve_app.cli.config_lint import lint
 from serve_app.errors import AnimeganError
 
 POLL_S = 0.5

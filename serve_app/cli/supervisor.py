@@ -14,7 +14,7 @@ STOP_TIMEOUT_S = 90
 SERVING = """
 import signal, sys
 signal.signal(signal.SIGINT, signal.SIG_DFL)
-from serve_app.serving import main
+from serve_app.cli.local_cluster import main
 signal.signal(signal.SIGINT, signal.default_int_handler)
 sys.exit(main())
 """
