@@ -24,9 +24,9 @@ OPTIONS = ["--name", "tiny", "--device", "cpu", "--seed", "7", "--data", "mine, 
 def script() -> Iterator[ModuleType]:
     with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(str(ROOT / "scripts"))
-        import train_style
+        from training import train
 
-        yield train_style
+        yield train
 
 
 @pytest.fixture
@@ -52,7 +52,7 @@ def trainer_in(script: ModuleType, folder: Path) -> Train:
     def run(*options: object) -> None:
         places = ["--photos", folder / "photos", "--out", folder / "run", "--stages", "32:2:3:1e-3"]
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr("sys.argv", ["train_style.py", *OPTIONS, *map(str, [*places, *options])])
+            patch.setattr("sys.argv", ["train", *OPTIONS, *map(str, [*places, *options])])
             script.main()
 
     return run
@@ -99,7 +99,7 @@ def test_contact_sheet_shows_the_photographs_kept_from_training(trained: Path) -
 def test_card_tells_how_the_style_was_trained(trained: Path) -> None:
     card = (trained / "run" / "tiny.md").read_text()
     assert card.startswith("# tiny\n")
-    assert "scripts/train_style.py --photos photos --out runs/tiny --name tiny --seed 7 \\\n" in card
+    assert "scripts/train --photos photos --out runs/tiny --name tiny --seed 7 \\\n" in card
     assert "        --stages 32:2:3:0.001\n" in card
     assert "- Photographs: 2 for training, 12 crops of each in every stage; 1 for\n  validation." in card
     assert "Sources and licences: mine, CC0\n" in card
@@ -249,7 +249,7 @@ def test_teacher_keeps_shape_and_type_and_paints_the_same_twice(script: ModuleTy
 
 def test_teacher_tells_no_more_than_the_student_can_see() -> None:
     """The student's first norm makes a photograph and the same at half the contrast about mid-grey one."""
-    teacher = pytest.importorskip("teacher")
+    teacher = pytest.importorskip("training.teacher")
     bold = 127.5 + 100 * np.random.default_rng(0).uniform(-1, 1, (32, 32, 3))
     pale = 127.5 + (bold - 127.5) / 2
     taught = [teacher.expose(photo.astype(np.float32)) for photo in (bold, pale)]
@@ -276,7 +276,7 @@ def test_crops_are_whole_and_of_one_size(script: ModuleType) -> None:
 
 
 def test_likeness_of_a_picture_with_itself_and_with_a_blurred_one() -> None:
-    from likeness import compare
+    from training.likeness import compare
 
     sharp = torch.rand(1, 3, 32, 32, generator=torch.Generator().manual_seed(0)) * 2 - 1
     assert compare(sharp, sharp) == pytest.approx({"l1": 0, "ssim": 1, "crispness": 1}, abs=1e-5)
@@ -288,7 +288,7 @@ def test_likeness_of_a_picture_with_itself_and_with_a_blurred_one() -> None:
 
 
 def test_ssim_agrees_with_the_definition_on_one_window() -> None:
-    from likeness import ssim
+    from training.likeness import ssim
 
     x, y = (np.random.default_rng(seed).uniform(-1, 1, (11, 11)) for seed in (0, 1))
     window = np.exp(-0.5 * ((np.arange(11) - 5) / 1.5) ** 2)
@@ -305,11 +305,11 @@ def test_ssim_agrees_with_the_definition_on_one_window() -> None:
 def test_judge_measures_an_installed_style_and_draws_it(
     trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    import judge_style
+    from training import judge
 
     places = ["--photos", trained / "photos", "--styles-dir", trained / "run", "--sheet", tmp_path / "sheet.jpg"]
-    monkeypatch.setattr("sys.argv", ["judge_style.py", "tiny", *map(str, places), "--side", "48"])
-    judge_style.main()
+    monkeypatch.setattr("sys.argv", ["judge", "tiny", *map(str, places), "--side", "48"])
+    judge.main()
     lines = capsys.readouterr().out.splitlines()
     assert [line.split("|")[1].strip() for line in lines] == ["photograph", "---", "0", "1", "2", "mean of 3"]
     marks = np.array([[float(mark) for mark in line.split("|")[2:-1]] for line in lines[2:]])
