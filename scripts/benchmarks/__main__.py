@@ -17,14 +17,9 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
-import bench_batching
-import bench_scaling
-import bench_service
-from reporting import MB, print_table, write
-from servers import ANIMEGAN
-
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
+from benchmarks import ROOT, batching, child_environment, scaling, service
+from benchmarks.reporting import MB, print_table, write
+from benchmarks.servers import ANIMEGAN
 
 GLIBC_TUNED = {
     "MALLOC_ARENA_MAX": "1",
@@ -320,10 +315,10 @@ def in_fresh_processes(
     paintings: int = 3,
 ) -> dict[str, float]:
     """Medians of `--repeats` fresh processes, and the `most` that any of them took; NaN where the engine failed."""
-    command = [sys.executable, __file__, "measure", "--engine", engine, "--style", options.style]
+    command = [sys.executable, "-m", "benchmarks", "measure", "--engine", engine, "--style", options.style]
     command += ["--threads", str(options.threads), "--scratch", str(options.scratch), "--paintings", str(paintings)]
     command += ["--height", str(height), "--width", str(width), "--batch", str(batch)]
-    environment = os.environ | ALLOCATORS[allocator]
+    environment = child_environment() | ALLOCATORS[allocator]
     results = []
     for _ in range(options.repeats):
         done = subprocess.run(command, capture_output=True, text=True, env=environment)
@@ -688,7 +683,7 @@ def bench_profile(options: argparse.Namespace) -> None:
 
 def bench_soak(options: argparse.Namespace) -> None:
     """Mixed sizes, formats and aborted uploads through the real service; the private memory of each process."""
-    from soak import Soak, slopes
+    from benchmarks.soak import Soak, slopes
 
     soak = Soak(options.requests, options.scratch)
     soak.run()
@@ -764,7 +759,7 @@ def main() -> None:
     profiled.add_argument("--engine", default="strips", choices=list(ENGINE_MAKERS))
     profiled.add_argument("--side", type=int, default=512)
     command("soak", bench_soak).add_argument("--requests", type=int, default=2000)
-    for name, module in (("batching", bench_batching), ("service", bench_service), ("scaling", bench_scaling)):
+    for name, module in (("batching", batching), ("service", service), ("scaling", scaling)):
         module.add_arguments(command(name, module.run))
     child = command("measure", measure)
     child.add_argument("--engine", required=True, choices=list(ENGINE_MAKERS))

@@ -1,4 +1,4 @@
-"""Batchers before the same simulated device: ours, Ray Serve's, LitServe's and BentoML's; `scripts/bench.py batching`.
+"""Batchers before the same simulated device: ours, Ray Serve's, LitServe's and BentoML's; `scripts/bench batching`.
 
 A batch of n pictures of one size takes 150 + 12 n ms, asleep, and batches run one at a time. Nothing but the batcher is
 between a picture and the device: no HTTP, no handles, no frames. Each is driven as its framework drives it:
@@ -17,7 +17,7 @@ Pictures come at a steady pace, whether or not earlier ones are painted. Latency
 due to its answer; pictures/s is over the whole, to the last answer; the batch is the mean over runs of the device.
 `late` is the 99th percentile of how long after their time pictures were sent: figures from a busy machine show there.
 
-LitServe and BentoML are looked for in the Python of `--rival-python`; see scripts/rival_servers.py for how it is made.
+LitServe and BentoML are looked for in the Python of `--rival-python`; benchmarks/rivals.py says how it is made.
 """
 
 import argparse
@@ -39,10 +39,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from reporting import print_table, write
-
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
+from benchmarks import ROOT
+from benchmarks.reporting import print_table, write
 
 FIXED_S, EACH_S = 0.150, 0.012
 MAX_BATCH_SIZE = 8
@@ -338,7 +336,7 @@ Figures = dict[tuple[int, int, str], dict[str, float]]  # by sizes, milliseconds
 def in_fresh_process(python: Path, family: str, waits_ms: list[int | None], loads: list[Load]) -> dict[str, Any]:
     """Raises: RuntimeError: with the last line that the process wrote, where it failed."""
     job = {"family": family, "waits_ms": waits_ms, "loads": [asdict(load) for load in loads]}
-    command = [str(python), str(Path(__file__).resolve()), "--measure", json.dumps(job)]
+    command = [str(python), "-m", "benchmarks.batching", "--measure", json.dumps(job)]
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode:
         raise RuntimeError((done.stderr.strip().splitlines() or ["?"])[-1])

@@ -1,7 +1,8 @@
 """HTTP load on a service of this machine, from a process of its own, so that its CPU is told apart.
 
-    .venv/bin/python scripts/load.py http://127.0.0.1:8000/v1/stylize --side 512 --clients 4
-    .venv/bin/python scripts/load.py http://127.0.0.1:8000/v1/stylize --side 512 --rate 2 --arrivals poisson
+    cd scripts
+    ../.venv/bin/python -m benchmarks.load http://127.0.0.1:8000/v1/stylize --side 512 --clients 4
+    ../.venv/bin/python -m benchmarks.load http://127.0.0.1:8000/v1/stylize --side 512 --rate 2 --arrivals poisson
 
 Closed loop: each client sends its next photograph when the last one has been answered, and after a 429 waits as long
 as `Retry-After` says. Open loop: requests arrive by the clock, whatever has become of those before. They come from
@@ -23,14 +24,15 @@ from collections import Counter
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
-from pathlib import Path
 from statistics import median
 from typing import Any
 from urllib.parse import urlsplit
 
 import aiohttp
 import numpy as np
-from soak import photograph
+
+from benchmarks import child_environment
+from benchmarks.soak import photograph
 
 TIMEOUT_S = 300.0
 MOST_REQUESTS = 20_000
@@ -230,10 +232,11 @@ def run_load(url: str, side: int, seconds: float, count: int, **options: Any) ->
     Returns:
         What `summary` says, and under `answers` each request.
     """
-    command = [sys.executable, __file__, url, "--side", str(side), "--seconds", str(seconds), "--count", str(count)]
+    command = [sys.executable, "-m", "benchmarks.load", url, "--side", str(side), "--seconds", str(seconds)]
+    command += ["--count", str(count)]
     for name, value in options.items():
         command += [f"--{name}", str(value)]
-    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True, cwd=Path(__file__).parent)
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True, env=child_environment())
     result: dict[str, Any] = json.loads(done.stdout)
     return result
 

@@ -24,7 +24,7 @@ def machine() -> dict[str, Any]:
         "date": datetime.date.today().isoformat(),
         "machine": f"{os.cpu_count()} cores {model}, {torch.backends.cpu.get_cpu_capability()}",
         "torch": torch.__version__,
-        "command": shlex.join(["scripts/bench.py", *sys.argv[1:]]),
+        "command": shlex.join(["scripts/bench", *sys.argv[1:]]),
     }
 
 

@@ -1,8 +1,8 @@
-"""The same work behind other servers, and behind none: what `bench_service.py` compares the service with.
+"""The same work behind other servers, and behind none: what `scripts/bench service` compares the service with.
 
-    rival_servers.py litserve plain --port 8101     LitServe; POST a photograph to /v1/stylize, ready at /readyz
-    rival_servers.py bentoml ours --port 8102       BentoML, likewise
-    rival_servers.py bare ours --side 512           decodes, paints and encodes in a loop; prints a line of JSON
+    python -m benchmarks.rivals litserve plain --port 8101   LitServe: POST photographs to /v1/stylize, ready at /readyz
+    python -m benchmarks.rivals bentoml ours --port 8102     BentoML, likewise
+    python -m benchmarks.rivals bare ours --side 512         decodes, paints, encodes in a loop; prints a line of JSON
 
 `plain` is the generator in eager PyTorch, channels last; `ours` is `serve_app.engine.stylist.Stylist`. Batches are of
 one size: photographs of different sizes must not be sent together. LitServe and BentoML need a Python that has them and
@@ -26,13 +26,13 @@ from functools import cache
 from pathlib import Path
 from typing import Annotated, Any
 
+from benchmarks import ROOT, SCRIPTS
 from serve_app.frames import Frame, Order, Photo
 from serve_app.images.decode import decode
 from serve_app.images.encode import encode
 from serve_app.settings import CodecSettings, IngressSettings, Settings
 from serve_app.styles.catalogue import InstalledStyle, installed_styles
 
-ROOT = Path(__file__).resolve().parent.parent
 PATH, READY_PATH = "/v1/stylize", "/readyz"
 # Workers are started by the servers, so what they are to run travels in the environment.
 ENGINE_VARIABLE, BATCH_VARIABLE, THREADS_VARIABLE = "RIVAL_ENGINE", "RIVAL_BATCH", "RIVAL_THREADS"
@@ -107,7 +107,7 @@ def encoded(photo: Photo, frame: Frame) -> bytes:
 
 def bare_loop(paint: Paint, side: int, seconds: float) -> dict[str, float]:
     """Pictures one after another, each decoded, painted and encoded; all memory is mapped before the clock starts."""
-    from soak import photograph
+    from benchmarks.soak import photograph
 
     photos = [photograph(seed, side, side, "JPEG") for seed in range(32)]
     began = 0.0
@@ -199,8 +199,8 @@ def bentoml_gateway() -> Any:
 def run_bentoml(port: int, batch: int) -> None:
     os.environ["BENTOML_DO_NOT_TRACK"] = "true"
     os.environ.setdefault("BENTOML_HOME", str(ROOT / "runs" / "bench" / "bentoml"))
-    command = [sys.executable, "-m", "bentoml", "serve", f"{Path(__file__).stem}:Gateway"]
-    command += ["--host", "127.0.0.1", "--port", str(port), "--working-dir", str(Path(__file__).parent)]
+    command = [sys.executable, "-m", "bentoml", "serve", "benchmarks.rivals:Gateway"]
+    command += ["--host", "127.0.0.1", "--port", str(port), "--working-dir", str(SCRIPTS)]
     os.execv(sys.executable, command)
 
 

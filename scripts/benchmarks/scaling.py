@@ -1,7 +1,7 @@
 """How the graph itself scales: the real Ingress, Codec and HTTP around a model that only sleeps.
 
-    .venv/bin/python scripts/bench_scaling.py
-    .venv/bin/python scripts/bench_scaling.py --replicas 1 2 --seconds 5
+    scripts/bench scaling
+    scripts/bench scaling --replicas 1 2 --seconds 5
 
 Painting is replaced by a wait of 250 ms a picture, so that any number of Stylizers fit on one machine; frames and JPEGs
 are real. What the graph costs shows as CPU: of each kind of process for each picture, beside what is used when nobody
@@ -24,12 +24,13 @@ from typing import Any
 
 import psutil
 import yaml
-from load import run_load
-from reporting import print_table, write
-from rival_servers import PATH
-from servers import family, free_port, role, running
 
-ROOT = Path(__file__).resolve().parent.parent
+from benchmarks import ROOT
+from benchmarks.load import run_load
+from benchmarks.reporting import print_table, write
+from benchmarks.rivals import PATH
+from benchmarks.servers import family, free_port, role, running
+
 CONFIG = ROOT / "configs" / "local.yaml"
 PAINT_S = 0.25
 CLIENTS = 4  # for each Stylizer: one is painted, others decoded, encoded and waiting
@@ -133,7 +134,7 @@ class CpuMeter:
 
 def measure(options: argparse.Namespace, replicas: int) -> dict[str, Any]:
     port = free_port()
-    command = [sys.executable, __file__, "--serve", "--replicas", str(replicas), "--port", str(port)]
+    command = [sys.executable, "-m", "benchmarks.scaling", "--serve", "--replicas", str(replicas), "--port", str(port)]
     command += ["--paint-seconds", str(options.paint_seconds)]
     variables = {"RAY_ADDRESS": "local", "RAY_USAGE_STATS_ENABLED": "0"}
     clients = options.clients * replicas

@@ -1,6 +1,5 @@
 """Servers for the benchmarks: started in a process of their own, waited for, and ended in order."""
 
-import os
 import re
 import signal
 import socket
@@ -13,7 +12,9 @@ from pathlib import Path
 
 import psutil
 import requests
-from rival_servers import READY_PATH
+
+from benchmarks import child_environment
+from benchmarks.rivals import READY_PATH
 
 READY_TIMEOUT_S = 300
 STOP_TIMEOUT_S = 120
@@ -33,7 +34,7 @@ def running(command: list[str], port: int, log: Path, **variables: str) -> Itera
     url = f"http://127.0.0.1:{port}{READY_PATH}"
     with log.open("w") as output:
         server = psutil.Popen(
-            command, stdout=output, stderr=subprocess.STDOUT, cwd=log.parent, env=os.environ | variables
+            command, stdout=output, stderr=subprocess.STDOUT, cwd=log.parent, env=child_environment() | variables
         )
     try:
         deadline = time.monotonic() + READY_TIMEOUT_S

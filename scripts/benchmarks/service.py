@@ -1,7 +1,7 @@
 """The real service under load, beside the same work in a bare loop and behind LitServe and BentoML.
 
-    .venv/bin/python scripts/bench_service.py
-    .venv/bin/python scripts/bench_service.py --sides 512 --seconds 20 --rivals
+    scripts/bench service
+    scripts/bench service --sides 512 --seconds 20 --rivals
 
 For each side a fresh service: closed loops of a few clients find its peak, then open loops offer multiples of that.
 The bare loop runs before and after, so that a machine that has changed meanwhile shows. Each rival is driven to its own
@@ -23,12 +23,13 @@ from typing import Any
 
 import psutil
 import yaml
-from load import run_load
-from reporting import MB, print_table, write
-from rival_servers import PATH
-from servers import ANIMEGAN, family, free_port, role, running
 
-ROOT = Path(__file__).resolve().parent.parent
+from benchmarks import ROOT, child_environment
+from benchmarks.load import run_load
+from benchmarks.reporting import MB, print_table, write
+from benchmarks.rivals import PATH
+from benchmarks.servers import ANIMEGAN, family, free_port, role, running
+
 CONFIG = ROOT / "configs" / "local.yaml"
 RIVALS_PYTHON = ROOT / "runs" / "rivals" / "bin" / "python"
 RIVAL_NAMES = {"litserve": "LitServe", "bentoml": "BentoML"}
@@ -124,7 +125,7 @@ def running_service(options: argparse.Namespace) -> Iterator[tuple[str, psutil.P
 @contextmanager
 def running_rival(options: argparse.Namespace, name: str, engine: str) -> Iterator[tuple[str, psutil.Process]]:
     port = free_port()
-    command = [str(options.rival_python), str(ROOT / "scripts" / "rival_servers.py"), name, engine]
+    command = [str(options.rival_python), "-m", "benchmarks.rivals", name, engine]
     command += ["--port", str(port), "--threads", str(options.threads), "--batch", str(options.rival_batch)]
     log = options.scratch / f"{name}-{engine}.log"
     variables = stylizer_environment(options) | WAIT_POLICIES[options.rival_wait]
@@ -142,11 +143,11 @@ def stylizer_environment(options: argparse.Namespace) -> dict[str, str]:
 
 def bare_rates(options: argparse.Namespace, side: int, seconds: float) -> dict[str, float]:
     """Pictures a second, decoded, painted and encoded in one process, by wait policy; each runs half of `seconds`."""
-    command = [sys.executable, str(ROOT / "scripts" / "rival_servers.py"), "bare", "ours", "--side", str(side)]
+    command = [sys.executable, "-m", "benchmarks.rivals", "bare", "ours", "--side", str(side)]
     command += ["--seconds", str(seconds / len(WAIT_POLICIES)), "--threads", str(options.threads)]
     rates = {}
     for policy, variables in WAIT_POLICIES.items():
-        environment = os.environ | stylizer_environment(options) | variables
+        environment = child_environment() | stylizer_environment(options) | variables
         done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True, env=environment)
         rates[policy] = float(json.loads(done.stdout)["per_s"])
     print(
@@ -356,7 +357,7 @@ def run(options: argparse.Namespace) -> None:
     """Throughput, latency, refusals and memory of the service at and beyond its peak, and of rivals beside it."""
     if options.rivals and (missing := missing_packages(options.rival_python, options.rivals)):
         raise SystemExit(
-            f"{options.rival_python} has no {' or '.join(missing)}; see the top of scripts/rival_servers.py"
+            f"{options.rival_python} has no {' or '.join(missing)}; see the top of scripts/benchmarks/rivals.py"
         )
     options.scratch.mkdir(parents=True, exist_ok=True)
     options.scratch = options.scratch.resolve()

@@ -1,4 +1,4 @@
-"""Thousands of mixed requests through the real service, and the memory of its processes; for `bench.py soak`."""
+"""Thousands of mixed requests through the real service, and the memory of its processes; for `scripts/bench soak`."""
 
 import io
 import random
@@ -16,9 +16,10 @@ import psutil
 import requests
 import yaml
 from PIL import Image
-from servers import ANIMEGAN, free_port, role, running
 
-ROOT = Path(__file__).resolve().parent.parent
+from benchmarks import ROOT
+from benchmarks.servers import ANIMEGAN, free_port, role, running
+
 CLIENTS = 4
 SAMPLE_EVERY = 5  # requests: the Codec swings by what it has in hand, and a slope takes many samples
 SHOW_EVERY = 200

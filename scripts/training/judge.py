@@ -1,6 +1,6 @@
 """Judges a style beside the teacher, on photographs that its training never saw.
 
-    python scripts/judge_style.py toon --photos DIR --sheet docs/images/toon-heldout.jpg
+    scripts/train judge toon --photos DIR --sheet docs/images/toon-heldout.jpg
 
 For each photograph: L1 on [0, 1], SSIM and crispness (the mean gradient magnitude of luminance over the teacher's), and
 how much the painting changes, as L1, when the photograph is painted at 0.9 or 1.1 of its size, or mirrored, and the
@@ -13,13 +13,13 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from folders import Frame, contact_sheet, find_photos, fit, open_photo, to_frame, to_tensor
-from likeness import compare
 from PIL import Image
-from teacher import teach
 
 from serve_app.engine.checkpoints import load_generator
 from serve_app.styles.catalogue import find_style, installed_styles
+from training.likeness import compare
+from training.photographs import Frame, contact_sheet, find_photos, fit, open_photo, to_frame, to_tensor
+from training.teacher import teach
 
 Paint = Callable[[Frame], Frame]
 

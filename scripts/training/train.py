@@ -1,12 +1,12 @@
 """Trains the generator to paint like the teacher, on any folder of photographs.
 
     scripts/setup train
-    python scripts/train_style.py --photos DIR [--photos DIR] --out runs/toon
+    scripts/train --photos DIR [--photos DIR] --out runs/toon
 
 The generator has no skip connection: it starts as a near copy of its photograph (see `carry_picture`) and learns on
 random crops of photographs at random scales, small ones first. The teacher paints each crop by itself, since GroupNorm
 shows the student no more than that. Stop it at any time; the same command resumes from the last checkpoint. At the end
-it writes the style (16-bit safetensors) and its model card. `scripts/judge_style.py` measures the result.
+it writes the style (16-bit safetensors) and its model card. `scripts/train judge` measures the result.
 """
 
 import argparse
@@ -24,13 +24,9 @@ from pathlib import Path
 import cv2
 import numpy as np
 import torch
-from folders import Frame, contact_sheet, find_photos, fit, open_photo, to_frame, to_tensor
-from head_start import carry_picture
-from likeness import compare, picture_loss
 from numpy.typing import NDArray
 from PIL import Image
 from pydantic import ValidationError
-from teacher import teach
 from torch import Tensor
 from tqdm import tqdm
 
@@ -38,6 +34,10 @@ from serve_app.engine.checkpoints import save_style
 from serve_app.engine.generator import Generator
 from serve_app.settings import ResizeMode
 from serve_app.styles.catalogue import Style
+from training.head_start import carry_picture
+from training.likeness import compare, picture_loss
+from training.photographs import Frame, contact_sheet, find_photos, fit, open_photo, to_frame, to_tensor
+from training.teacher import teach
 
 Pair = tuple[Frame, Frame]  # photo, the teacher's painting of it
 
@@ -113,7 +113,7 @@ def describe_style(name: str) -> Style:
             resize=RESIZE_MODE,
             eps=1e-5,
             licence="MIT",
-            source="trained by scripts/train_style.py",
+            source="trained by scripts/train",
             credit="the animegan-serve authors",
         )
     except ValidationError as error:
@@ -270,9 +270,9 @@ class Trainer:
         return f"""# {self.options.name}
 
 The AnimeGANv2 generator (2,143,552 parameters, `{RESIZE_MODE}`, eps 1e-5) imitating the classical teacher of
-`scripts/teacher.py`. Trained on {self.progress.finished} by
+`scripts/training/teacher.py`. Trained on {self.progress.finished} by
 
-    python scripts/train_style.py {folders} --out runs/{style.name} --name {style.name} --seed {self.options.seed} \\
+    scripts/train {folders} --out runs/{style.name} --name {style.name} --seed {self.options.seed} \\
         --stages {plan}
 
 - Licence: {style.licence}.

@@ -19,14 +19,14 @@ LEAST_ROWS = 4  # where the budget asks for them, at the price of time
 BYTES = {"fp32": 4, "fp16": 2, "bf16": 2}
 WORKING_BYTES = 4  # a value in a strip: 16-bit pictures are normalised, and mostly convolved, in float32
 
-# What allocators keep beside what is in use: holes, rounding, oneDNN's scratch. Measured by `scripts/bench.py sizes`.
+# What allocators keep beside what is in use: holes, rounding, oneDNN's scratch. Measured by `scripts/bench sizes`.
 OVERHEAD_BYTES = 8 * MIB
 OVERHEAD = {"cuda": 0.1, "tcmalloc": 0.08, "jemalloc": 0.28, "mimalloc": 0.35, "system": 0.6}
 # More, where threads paint side by side: what one frees lies between what the others still use. A bound, since it
-# differs from run to run; measured by `scripts/bench.py lanes`.
+# differs from run to run; measured by `scripts/bench lanes`.
 LANES_OVERHEAD = 0.19
 # More for each lane of a process that has painted other sizes before: oneDNN's code for them, and memory that lies free
-# in pieces that do not suit. Planned with, so that a budget holds for good; measured by `scripts/bench.py mixed`.
+# in pieces that do not suit. Planned with, so that a budget holds for good; measured by `scripts/bench mixed`.
 MIXED_BYTES = 32 * MIB
 
 

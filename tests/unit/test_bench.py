@@ -5,9 +5,9 @@ import subprocess
 import sys
 
 import pytest
-from bench import ALLOCATORS, ENGINE_MAKERS, ENGINES, RUNGS
-from shared import ROOT
-from soak import photograph, slopes
+from benchmarks import child_environment
+from benchmarks.__main__ import ALLOCATORS, ENGINE_MAKERS, ENGINES, RUNGS
+from benchmarks.soak import photograph, slopes
 
 from serve_app.images.decode import sniff
 
@@ -16,8 +16,9 @@ from serve_app.images.decode import sniff
     "engine", ["stylist", "mixed", "strips", "strips-fp16", "eager", "original", "clearing", "queue"]
 )
 def test_measured_process_answers_with_peak_and_times(engine: str) -> None:
-    command = [sys.executable, "scripts/bench.py", "measure", "--engine", engine, "--height", "96", "--width", "128"]
-    done = subprocess.run([*command, "--paintings", "2"], cwd=ROOT, capture_output=True, text=True, timeout=120)
+    command = [sys.executable, "-m", "benchmarks", "measure", "--engine", engine, "--height", "96", "--width", "128"]
+    command += ["--paintings", "2"]
+    done = subprocess.run(command, env=child_environment(), capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
     figures = json.loads(done.stdout)
     assert set(figures) == {"peak", "later_peak", "wall", "cpu"}

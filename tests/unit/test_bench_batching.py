@@ -3,9 +3,9 @@
 import asyncio
 from pathlib import Path
 
-import bench_batching
 import pytest
-from bench_batching import CONTESTANTS, Device, Figures, Load, judge, measure_load, measure_ours, percentile, plot
+from benchmarks import batching as bench_batching
+from benchmarks.batching import CONTESTANTS, Device, Figures, Load, judge, measure_load, measure_ours, percentile, plot
 
 
 @pytest.fixture(autouse=True)

@@ -9,8 +9,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import ClassVar
 
 import pytest
-from bench_service import targets
-from load import (
+from benchmarks.load import (
     Answer,
     Clock,
     arrival_times,
@@ -22,6 +21,7 @@ from load import (
     shapes,
     summary,
 )
+from benchmarks.service import targets
 
 PHOTOS = [bytes([number]) for number in range(20)]
 

@@ -1,0 +1,1 @@
+"""Training of styles: `scripts/train --help`."""
