@@ -16,7 +16,7 @@ from serve_app.engine.stylist import Stylist
 from serve_app.settings import Settings
 from serve_app.styles.catalogue import Style, installed_styles
 
-GOLDEN = sorted((Path(__file__).parent / "data").glob("*.npz"))
+GOLDEN = sorted((Path(__file__).parent / "golden").glob("*.npz"))
 
 
 def seeded_generator(mode: str) -> Generator:
@@ -63,7 +63,7 @@ def test_strips_equal_reference(path: Path) -> None:
 @torch.inference_mode()
 def test_batch_equals_its_single_runs() -> None:
     generator = seeded_generator("align")
-    photos = to_input(np.load(Path(__file__).parent / "data" / "align_batch2_40x48.npz")["photo"])
+    photos = to_input(np.load(Path(__file__).parent / "golden" / "align_batch2_40x48.npz")["photo"])
     batch = generator(photos)
     singles = torch.cat([generator(photo[None]) for photo in photos])
     assert (batch - singles).abs().max() <= 1e-5

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 SHARED = Path(os.environ.get("ANIMEGAN_SHARED", ROOT.parent / "shared"))
 
 needs_shared = pytest.mark.skipif(
