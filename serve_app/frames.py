@@ -1,13 +1,41 @@
 """What travels between the replicas. Sizes are (height, width) everywhere; convert at Pillow's door only."""
 
 from dataclasses import dataclass, field, replace
+from typing import Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from serve_app.settings import PictureFormat
+Device = Literal["auto", "cpu", "cuda"]
+Precision = Literal["auto", "fp32", "fp16", "bf16"]
+ImageFormat = Literal["jpeg", "webp", "png", "avif"]
+ResizeMode = Literal["align", "half", "tf"]
 
-Size = tuple[int, int]  # (height, width) in pixels
+
+class Size(NamedTuple):
+    """Height and width of an image in pixels."""
+
+    height: int
+    width: int
+
+    @property
+    def pixels(self) -> int:
+        return self.height * self.width
+
+    @property
+    def longer_side(self) -> int:
+        return max(self)
+
+    @property
+    def transposed(self) -> "Size":
+        """The size of the image turned by 90 degrees."""
+        return Size(self.width, self.height)
+
+    def __str__(self) -> str:
+        """Width first, as people write sizes: `1024 x 768`."""
+        return f"{self.width} x {self.height}"
+
+
 Frame = NDArray[np.uint8]  # (H, W, 3), RGB, sRGB
 Plane = NDArray[np.uint8]  # (H, W)
 
@@ -26,7 +54,7 @@ class Order:
     style: str
     max_side: int
     multiple: int
-    format: PictureFormat
+    format: ImageFormat
     quality: int | None = None
     timeout_s: float = 60.0
 

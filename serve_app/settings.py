@@ -22,11 +22,7 @@ from pydantic import (
 )
 
 from serve_app.errors import SettingsError
-
-Device = Literal["auto", "cpu", "cuda"]
-Precision = Literal["auto", "fp32", "fp16", "bf16"]
-PictureFormat = Literal["jpeg", "webp", "png", "avif"]
-ResizeMode = Literal["align", "half", "tf"]
+from serve_app.frames import Device, ImageFormat, Precision
 
 MIB = 2**20
 MIN_SIDE = 8  # pixels: the generator divides by four and then reflects one pixel at each edge
@@ -74,7 +70,7 @@ class IngressSettings(StrictModel):
     """
 
     default_style: str = "toon"
-    default_format: PictureFormat = "jpeg"
+    default_format: ImageFormat = "jpeg"
     max_side: int = Field(default=1024, ge=MIN_SIDE, le=16_383)
     max_bytes: PositiveInt = 32 * MIB
     queue_time_s: PositiveFloat = 30

@@ -32,7 +32,7 @@ from tqdm import tqdm
 
 from serve_app.engine.checkpoints import save_style
 from serve_app.engine.generator import Generator
-from serve_app.settings import ResizeMode
+from serve_app.frames import ResizeMode
 from serve_app.styles.catalogue import Style
 from training.head_start import carry_picture
 from training.likeness import compare, picture_loss

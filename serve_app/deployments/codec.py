@@ -7,10 +7,10 @@ from ray import serve
 
 from serve_app.engine.memory import Room
 from serve_app.errors import RequestError
-from serve_app.frames import Order, Photo, Picture
+from serve_app.frames import ImageFormat, Order, Photo, Picture
 from serve_app.images.decode import decode
 from serve_app.images.encode import encode
-from serve_app.settings import CodecSettings, PictureFormat, load_settings
+from serve_app.settings import CodecSettings, load_settings
 
 
 @serve.deployment(user_config={})
@@ -35,7 +35,7 @@ class Codec:
             return refusal
 
     def encode(
-        self, painted: "list[ray.ObjectRef[Photo | RequestError]]", format: PictureFormat, quality: int | None
+        self, painted: "list[ray.ObjectRef[Photo | RequestError]]", format: ImageFormat, quality: int | None
     ) -> Picture | RequestError:
         """
         Args:

@@ -61,7 +61,7 @@ class Stylizer:
         height, width = photo.receipt.painted
         try:
             waiting = self.batcher.submit(
-                (photo.receipt.style, (height, width)), photo.frame, height * width, expires_s
+                (photo.receipt.style, photo.receipt.painted), photo.frame, height * width, expires_s
             )
             done = await waiting
         except RequestError as refusal:

@@ -14,7 +14,7 @@ from typing import cast
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from serve_app.settings import ResizeMode
+from serve_app.frames import ResizeMode
 
 SLOPE = 0.2  # of every LeakyReLU
 

@@ -9,8 +9,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-from serve_app.frames import Size
-from serve_app.settings import MIB, MIN_SIDE, Precision
+from serve_app.frames import Precision, Size
+from serve_app.settings import MIB, MIN_SIDE
 
 STRIP_BYTES = 4 * MIB  # of 64 float32 channels at full size: stays in a CPU's cache, and calls cost nothing beside it
 MIN_ROWS, MAX_ROWS = 16, 64  # of a strip at full size; halved on the way to a quarter

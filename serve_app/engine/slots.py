@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 from serve_app.engine.memory import MIN_ROWS, fitting_rows, lane_bytes, strip_rows
-from serve_app.settings import Precision
+from serve_app.frames import Precision
 
 CPU_STACK_PIXELS = 256 * 256  # on a CPU larger tensors are no faster than their pictures one by one
 

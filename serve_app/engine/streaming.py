@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from serve_app.engine.convolution import Chunk, Doubled, choose_convolution
 from serve_app.engine.generator import SLOPE, ConvNormLReLU, Generator, InvertedResidual, Pads
-from serve_app.settings import ResizeMode
+from serve_app.frames import ResizeMode
 
 
 class Source(Protocol):

@@ -16,8 +16,8 @@ from serve_app.engine.memory import largest_side, planned_bytes
 from serve_app.engine.slots import CPU_STACK_PIXELS, Lane, Lanes
 from serve_app.engine.streaming import StripGenerator
 from serve_app.errors import DeviceError, OutOfMemory, RequestError, TooLargeToPaint
-from serve_app.frames import Frame
-from serve_app.settings import Device, Precision, Settings
+from serve_app.frames import Device, Frame, Precision, Size
+from serve_app.settings import Settings
 from serve_app.styles.catalogue import InstalledStyle
 
 logger = logging.getLogger(__name__)
@@ -138,7 +138,7 @@ class Stylist:
     def _refusal(self, height: int, width: int) -> TooLargeToPaint:
         needed = planned_bytes(height, width, 1, self.precision, allocator=self.allocator)
         budget = self.lanes.memory_bytes
-        side = largest_side((height, width), self.precision, budget, self.allocator)
+        side = largest_side(Size(height, width), self.precision, budget, self.allocator)
         return TooLargeToPaint(
             f"Painting {width} x {height} takes {needed / 1e6:,.0f} MB, and {budget / 1e6:,.0f} MB are set "
             f"aside for it here. Ask for max_side={side}, the largest that fits.",

@@ -93,8 +93,7 @@ def decode(data: bytes, order: Order, max_pixels: int, room: Room | None = None)
         ) from None
     except Exception as error:  # a decoder may raise anything at all on hostile bytes: they are the picture's fault
         raise broken(error) from error
-    height, width = frame.shape[:2]
-    receipt = Receipt(order.style, original, (height, width)).timed(decode=1000 * (time.perf_counter() - began))
+    receipt = Receipt(order.style, original, Size(*frame.shape[:2])).timed(decode=1000 * (time.perf_counter() - began))
     return Photo(frame, alpha, receipt)
 
 
@@ -105,8 +104,7 @@ def painted_pixels(data: bytes, order: Order) -> int:
         UnsupportedFormat, TooSmall, BrokenImage: as `decode`; nothing is decoded.
     """
     image = open_image(data)
-    height, width = painted_size((image.height, image.width), order.max_side, order.multiple)
-    return height * width
+    return painted_size(Size(image.height, image.width), order.max_side, order.multiple).pixels
 
 
 def decode_opened(image: ImageFile.ImageFile, order: Order) -> tuple[Frame, Plane | None, Size]:
@@ -115,7 +113,7 @@ def decode_opened(image: ImageFile.ImageFile, order: Order) -> tuple[Frame, Plan
     turn = orientation(image)
     original = upright_size(image, turn)
     painted = painted_size(original, order.max_side, order.multiple)
-    stored = painted[::-1] if turn in SIDEWAYS else painted
+    stored = painted.transposed if turn in SIDEWAYS else painted
     shrink_on_load(image, stored)
     profile = image.info.get("icc_profile")
     colours = to_colours(image)
@@ -236,7 +234,8 @@ def orientation(image: Image.Image) -> int:
 
 
 def upright_size(image: Image.Image, turn: int) -> Size:
-    return (image.width, image.height) if turn in SIDEWAYS else (image.height, image.width)
+    size = Size(image.height, image.width)
+    return size.transposed if turn in SIDEWAYS else size
 
 
 def shrink_on_load(image: ImageFile.ImageFile, size: Size) -> None:

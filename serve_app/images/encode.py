@@ -9,20 +9,19 @@ import mimeparse
 import numpy as np
 from PIL import Image
 
-from serve_app.frames import Photo, Picture
-from serve_app.settings import PictureFormat
+from serve_app.frames import ImageFormat, Photo, Picture
 
-MEDIA_TYPES: dict[PictureFormat, str] = {
+MEDIA_TYPES: dict[ImageFormat, str] = {
     "jpeg": "image/jpeg",
     "webp": "image/webp",
     "png": "image/png",
     "avif": "image/avif",
 }
-DEFAULT_QUALITY: dict[PictureFormat, int] = {"jpeg": 90, "webp": 85, "avif": 75}
+DEFAULT_QUALITY: dict[ImageFormat, int] = {"jpeg": 90, "webp": 85, "avif": 75}
 MAX_ACCEPT_LENGTH = 1024  # the parser takes quadratic time on hostile headers, in the event loop
 
 
-def encode(photo: Photo, format: PictureFormat, quality: int | None = None) -> Picture:
+def encode(photo: Photo, format: ImageFormat, quality: int | None = None) -> Picture:
     """Encodes a painted photo; its alpha goes into webp, png and avif, and jpeg stays on white.
 
     Args:
@@ -39,7 +38,7 @@ def encode(photo: Photo, format: PictureFormat, quality: int | None = None) -> P
     return Picture(buffer.getvalue(), MEDIA_TYPES[format], receipt)
 
 
-def save_options(format: PictureFormat, quality: int) -> dict[str, Any]:
+def save_options(format: ImageFormat, quality: int) -> dict[str, Any]:
     """Pillow's options, chosen on time: at 1024 px webp and avif at their defaults cost more than decoding."""
     if format == "png":
         return {"compress_level": 4}
@@ -51,7 +50,7 @@ def save_options(format: PictureFormat, quality: int) -> dict[str, Any]:
     return {"quality": quality, "speed": 8}
 
 
-def negotiate(accept: str | None, default: PictureFormat) -> PictureFormat:
+def negotiate(accept: str | None, default: ImageFormat) -> ImageFormat:
     """The format that an Accept header likes best; the default wins ties, and where nothing fits."""
     if not accept or len(accept) > MAX_ACCEPT_LENGTH:
         return default

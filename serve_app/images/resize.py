@@ -22,7 +22,7 @@ def painted_size(original: Size, max_side: int, multiple: int) -> Size:
             MIN_SIDE,
             min(height, width),
         )
-    return height, width
+    return Size(height, width)
 
 
 def resize(image: Image.Image, size: Size) -> Image.Image:

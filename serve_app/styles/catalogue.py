@@ -15,7 +15,8 @@ from pydantic import Field, ValidationError
 from safetensors import SafetensorError, safe_open
 
 from serve_app.errors import StyleError, UnknownStyle
-from serve_app.settings import ResizeMode, StrictModel
+from serve_app.frames import ResizeMode
+from serve_app.settings import StrictModel
 
 STYLES_DIR_VARIABLE = "ANIMEGAN_STYLES_DIR"
 CATALOGUE = "catalogue.toml"

@@ -19,9 +19,9 @@ from starlette.requests import ClientDisconnect
 from starlette.staticfiles import StaticFiles
 
 from serve_app.errors import BadOption, NotReady, RequestError
-from serve_app.frames import Order, Picture, Size
+from serve_app.frames import ImageFormat, Order, Picture, ResizeMode, Size
 from serve_app.images.encode import MEDIA_TYPES, negotiate
-from serve_app.settings import MIN_SIDE, IngressSettings, PictureFormat, ResizeMode
+from serve_app.settings import MIN_SIDE, IngressSettings
 from serve_app.styles.catalogue import InstalledStyle, Style, find_style
 from serve_app.web.clients import client_address
 from serve_app.web.uploads import read_upload
@@ -67,7 +67,7 @@ class Options(BaseModel):
     max_side: int | None = Field(
         None, ge=MIN_SIDE, description="The longer painted side in pixels, at most; up to the setting."
     )
-    format: PictureFormat | None = Field(None, description="Else by `Accept`, else the setting's default.")
+    format: ImageFormat | None = Field(None, description="Else by `Accept`, else the setting's default.")
     quality: int | None = Field(None, ge=1, le=100, description="Of jpeg, webp and avif; png is lossless.")
     timeout_s: float | None = Field(
         None, gt=0, description="Seconds that it may take; past them 408, and it is not painted. Up to the setting."

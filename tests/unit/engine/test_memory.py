@@ -24,7 +24,7 @@ from serve_app.engine.memory import (
     predict_peak_bytes,
     strip_rows,
 )
-from serve_app.settings import Precision
+from serve_app.frames import Precision
 
 MIB = 2**20
 

@@ -9,7 +9,7 @@ from serve_app.cli.main import main
 from serve_app.engine.checkpoints import load_generator, save_style
 from serve_app.engine.generator import Generator
 from serve_app.errors import StyleError
-from serve_app.settings import ResizeMode
+from serve_app.frames import ResizeMode
 from serve_app.styles.catalogue import InstalledStyle, Style, read_installed
 
 onnxruntime = pytest.importorskip(

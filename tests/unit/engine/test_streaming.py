@@ -11,7 +11,7 @@ from torch import Tensor
 
 from serve_app.engine.generator import Generator
 from serve_app.engine.streaming import Frames, Layer, Pool, StripGenerator, windows
-from serve_app.settings import ResizeMode
+from serve_app.frames import ResizeMode
 
 SIZES: list[tuple[ResizeMode, int, int]] = [
     *[(mode, *size) for mode in ("align", "half", "tf") for size in ((8, 8), (12, 48), (64, 44), (100, 36))],

@@ -24,8 +24,8 @@ from serve_app.engine.stylist import (
     free_memory,
 )
 from serve_app.errors import DeviceError, OutOfMemory, TooLargeToPaint
-from serve_app.frames import Frame
-from serve_app.settings import Device, Precision, Settings
+from serve_app.frames import Device, Frame, Precision
+from serve_app.settings import Settings
 from serve_app.styles.catalogue import InstalledStyle
 
 MIB = 2**20

@@ -6,13 +6,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from serve_app.frames import Frame, Photo, Plane, Receipt
+from serve_app.frames import Frame, ImageFormat, Photo, Plane, Receipt
 from serve_app.images.encode import MEDIA_TYPES, encode, negotiate
-from serve_app.settings import PictureFormat
 
 FORMATS = list(MEDIA_TYPES)
-LOSSY: list[PictureFormat] = ["jpeg", "webp", "avif"]
-WITH_ALPHA: list[PictureFormat] = ["webp", "png", "avif"]
+LOSSY: list[ImageFormat] = ["jpeg", "webp", "avif"]
+WITH_ALPHA: list[ImageFormat] = ["webp", "png", "avif"]
 
 
 def painting(height: int = 48, width: int = 64) -> Frame:
@@ -32,7 +31,7 @@ def opened(data: bytes) -> Image.Image:
 
 
 @pytest.mark.parametrize("format", FORMATS)
-def test_picture_keeps_its_size_and_colours_and_names_its_media_type(format: PictureFormat) -> None:
+def test_picture_keeps_its_size_and_colours_and_names_its_media_type(format: ImageFormat) -> None:
     frame = painting()
     picture = encode(photo_of(frame), format)
     image = opened(picture.data)
@@ -49,14 +48,14 @@ def test_png_is_lossless() -> None:
 
 
 @pytest.mark.parametrize("format", FORMATS)
-def test_read_only_frame_is_encoded(format: PictureFormat) -> None:
+def test_read_only_frame_is_encoded(format: ImageFormat) -> None:
     frame = painting()
     frame.setflags(write=False)  # as Ray hands it over
     assert opened(encode(photo_of(frame), format).data).size == (64, 48)
 
 
 @pytest.mark.parametrize("format", FORMATS)
-def test_no_metadata_leaves(format: PictureFormat) -> None:
+def test_no_metadata_leaves(format: ImageFormat) -> None:
     picture = encode(photo_of(painting(), np.full((48, 64), 128, np.uint8)), format)
     image = opened(picture.data)
     assert not image.info.keys() & {"exif", "icc_profile", "xmp", "XML:com.adobe.xmp", "comment", "Software"}
@@ -64,7 +63,7 @@ def test_no_metadata_leaves(format: PictureFormat) -> None:
 
 
 @pytest.mark.parametrize("format", WITH_ALPHA)
-def test_alpha_is_put_back(format: PictureFormat) -> None:
+def test_alpha_is_put_back(format: ImageFormat) -> None:
     alpha = np.zeros((48, 64), np.uint8)
     alpha[:, 32:] = 255
     image = opened(encode(photo_of(painting(), alpha), format).data)
@@ -80,7 +79,7 @@ def test_jpeg_keeps_the_frame_and_drops_the_alpha() -> None:
 
 
 @pytest.mark.parametrize("format", LOSSY)
-def test_quality_decides_the_size(format: PictureFormat) -> None:
+def test_quality_decides_the_size(format: ImageFormat) -> None:
     small, usual, large = (len(encode(photo_of(painting()), format, quality).data) for quality in (5, None, 100))
     assert small < usual < large
 
@@ -126,12 +125,12 @@ def test_receipt_gains_the_time_of_encoding_and_keeps_the_rest() -> None:
         ("image/webp,", "webp"),
     ],
 )
-def test_accept_decides_the_format_and_the_default_wins_ties(accept: str | None, format: PictureFormat) -> None:
+def test_accept_decides_the_format_and_the_default_wins_ties(accept: str | None, format: ImageFormat) -> None:
     assert negotiate(accept, "jpeg") == format
 
 
 @pytest.mark.parametrize("default", FORMATS)
-def test_default_is_kept_where_the_client_does_not_care(default: PictureFormat) -> None:
+def test_default_is_kept_where_the_client_does_not_care(default: ImageFormat) -> None:
     assert negotiate("image/avif,image/webp,image/*,*/*;q=0.8", default) == default
     assert negotiate("text/html", default) == default
 

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from serve_app.engine.checkpoints import save_style
 from serve_app.errors import StyleError, UnknownStyle
-from serve_app.settings import ResizeMode
+from serve_app.frames import ResizeMode
 from serve_app.styles.catalogue import default_eps, find_style, installed_styles, read_catalogue, read_installed
 
 COMMIT = "25d7b017267208dfaf34026aa3425e518372aa2f"
