@@ -5,9 +5,9 @@ from typing import Any
 import ray
 from ray import serve
 
-from serve_app.engine.memory import Room
 from serve_app.errors import RequestError
 from serve_app.frames import ImageFormat, Order, Photo, Picture
+from serve_app.images.budget import ByteBudget
 from serve_app.images.decode import decode
 from serve_app.images.encode import encode
 from serve_app.settings import CodecSettings, load_settings
@@ -22,15 +22,15 @@ class Codec:
 
     def __init__(self) -> None:
         self.settings = CodecSettings()
-        self.room = Room(self.settings.memory_bytes)
+        self.budget = ByteBudget(self.settings.memory_bytes)
 
     def reconfigure(self, user_config: dict[str, Any]) -> None:
         self.settings = load_settings(CodecSettings, user_config, "Codec.user_config")
-        self.room.total_bytes = self.settings.memory_bytes
+        self.budget.total_bytes = self.settings.memory_bytes
 
     def decode(self, data: bytes, order: Order) -> Photo | RequestError:
         try:
-            return decode(data, order, self.settings.max_pixels, self.room)
+            return decode(data, order, self.settings.max_pixels, self.budget)
         except RequestError as refusal:
             return refusal
 

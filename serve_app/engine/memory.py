@@ -4,9 +4,6 @@ The layers run one after another and each row is released when it has been read 
 layer where most stands: what is left of its input, what is made of its output, the residual that waits, and its strips.
 """
 
-import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 
 from serve_app.frames import Precision, Size
@@ -196,37 +193,3 @@ def layer_bytes(layer: LayerSize, height: int, width: int, rows: int, stored: in
     # Its planes by phase, and one that is added up; rows of a batch do not lie together, and are copied once more.
     fast = (1 + is_batch) * window + made * WORKING_BYTES // 2 if layer.is_fast else 0
     return max(before, after) + window + chunk + unread + fast
-
-
-class Room:
-    """Bytes that threads share: each waits until what it will take is free. First come, first served.
-
-    Args:
-        total_bytes: may be changed at any time; what is taken stays taken.
-    """
-
-    def __init__(self, total_bytes: int) -> None:
-        self.total_bytes = total_bytes
-        self._taken = 0
-        self._changed = threading.Condition()
-        self._next = 0  # ticket of the next one to come
-        self._serving = 0  # ticket of the next one to be let in
-
-    @contextmanager
-    def taken(self, count: int) -> Iterator[None]:
-        """Holds `count` bytes; one that asks for more than there is at all is let in alone."""
-        with self._changed:
-            ticket = self._next
-            self._next += 1
-            self._changed.wait_for(
-                lambda: ticket == self._serving and (self._taken == 0 or self._taken + count <= self.total_bytes)
-            )
-            self._serving += 1
-            self._taken += count
-            self._changed.notify_all()
-        try:
-            yield
-        finally:
-            with self._changed:
-                self._taken -= count
-                self._changed.notify_all()

@@ -14,9 +14,9 @@ import pi_heif
 from numpy.typing import NDArray
 from PIL import ExifTags, Image, ImageCms, ImageFile
 
-from serve_app.engine.memory import Room
 from serve_app.errors import BrokenImage, OutOfMemory, RequestError, TooManyPixels, UnsupportedFormat
 from serve_app.frames import Frame, Order, Photo, Plane, Receipt, Size
+from serve_app.images.budget import ByteBudget
 from serve_app.images.resize import painted_size, resize
 from serve_app.settings import MIB
 
@@ -63,14 +63,14 @@ DRAFT_SCALES = (8, 4, 2)  # by which libjpeg decodes smaller
 DECODE_OVERHEAD_BYTES = 10 * MIB  # decoders' tables, colour transforms, Python's own
 
 
-def decode(data: bytes, order: Order, max_pixels: int, room: Room | None = None) -> Photo:
+def decode(data: bytes, order: Order, max_pixels: int, budget: ByteBudget | None = None) -> Photo:
     """Decodes one photograph.
 
     Args:
         data: the file as it was uploaded.
         order: the style, and the size that it may be painted at.
         max_pixels: width x height as the header states them, at most.
-        room: the bytes that all decodes of this process share; waits for as many as this one will take.
+        budget: the bytes that all decodes of this process share; waits for as many as this one will take.
 
     Returns:
         A Photo whose frame is upright, sRGB, on white, at the painted size; its alpha at that size too, or None.
@@ -83,7 +83,7 @@ def decode(data: bytes, order: Order, max_pixels: int, room: Room | None = None)
     try:
         image = open_image(data)
         refuse_large(image, max_pixels)
-        with reserve(image, order.max_side, room):
+        with reserve(image, order.max_side, budget):
             frame, alpha, original = decode_opened(image, order)
     except RequestError:
         raise
@@ -122,23 +122,23 @@ def decode_opened(image: ImageFile.ImageFile, order: Order) -> tuple[Frame, Plan
     return *split_on_white(rgb, small), original
 
 
-def reserve(image: Image.Image, max_side: int, room: Room | None) -> AbstractContextManager[None]:
+def reserve(image: Image.Image, max_side: int, budget: ByteBudget | None) -> AbstractContextManager[None]:
     """Waits for the bytes that decoding will take.
 
     Raises:
         TooManyPixels: if there are not as many at all.
     """
-    if room is None:
+    if budget is None:
         return nullcontext()
     needed = predict_decode_bytes(image, max_side)
-    if needed > room.total_bytes:
+    if needed > budget.total_bytes:
         raise TooManyPixels(
             f"Decoding this {image.width} x {image.height} {image.format} takes {needed / 1e6:,.0f} MB, and "
-            f"{room.total_bytes / 1e6:,.0f} MB are set aside for it here. Send it smaller, or as a baseline JPEG.",
-            room.total_bytes,
+            f"{budget.total_bytes / 1e6:,.0f} MB are set aside for it here. Send it smaller, or as a baseline JPEG.",
+            budget.total_bytes,
             needed,
         )
-    return room.taken(needed)
+    return budget.reserve(needed)
 
 
 def predict_decode_bytes(image: Image.Image, max_side: int) -> int:

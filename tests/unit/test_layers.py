@@ -23,6 +23,7 @@ FLOORS = {
         "queueing.admission",
         "deployments.autoscaling",
         "web.clients",
+        "images.budget",
         "images.decode",
         "images.resize",
         "images.encode",

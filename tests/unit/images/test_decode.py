@@ -11,9 +11,9 @@ import pytest
 from PIL import ExifTags, Image, ImageCms, ImageOps
 from shared import ROOT, SHARED, files_of, name_of, needs_shared
 
-from serve_app.engine.memory import Room
 from serve_app.errors import BrokenImage, RequestError, TooManyPixels, TooSmall, UnsupportedFormat
 from serve_app.frames import Order, Photo
+from serve_app.images.budget import ByteBudget
 from serve_app.images.decode import decode, painted_pixels, sniff
 
 MAX_PIXELS = 64_000_000
@@ -336,23 +336,23 @@ def test_decoding_takes_no_more_than_its_header_foretells(kind: str, tmp_path: P
 
 def test_decode_that_takes_more_than_there_is_is_refused_before_decoding() -> None:
     data = save(picture(600, 800, "RGBA"), "PNG")
-    room = Room(12_000_000)
+    budget = ByteBudget(12_000_000)
     with pytest.raises(TooManyPixels) as caught:
-        decode(data[: len(data) // 2], ORDER, MAX_PIXELS, room)  # decoded, it would be broken
+        decode(data[: len(data) // 2], ORDER, MAX_PIXELS, budget)  # decoded, it would be broken
     assert str(caught.value) == (
         f"Decoding this 800 x 600 PNG takes {caught.value.actual / 1e6:,.0f} MB, and 12 MB are set aside for it here. "
         "Send it smaller, or as a baseline JPEG."
     )
     assert caught.value.limit == 12_000_000
     with pytest.raises(BrokenImage):
-        decode(data[: len(data) // 2], ORDER, MAX_PIXELS, Room(100_000_000))
+        decode(data[: len(data) // 2], ORDER, MAX_PIXELS, ByteBudget(100_000_000))
 
 
 def test_bytes_of_a_decode_are_given_back_whatever_became_of_it() -> None:
     data = save(picture(), "PNG")
-    room = Room(30_000_000)
-    decode(data, ORDER, MAX_PIXELS, room)
+    budget = ByteBudget(30_000_000)
+    decode(data, ORDER, MAX_PIXELS, budget)
     with pytest.raises(BrokenImage):
-        decode(data[:-200], ORDER, MAX_PIXELS, room)
-    with room.taken(30_000_000):
+        decode(data[:-200], ORDER, MAX_PIXELS, budget)
+    with budget.reserve(30_000_000):
         pass
