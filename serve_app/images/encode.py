@@ -1,11 +1,9 @@
 """Painted frames to bytes. The picture is made anew from pixels, so no metadata of the upload can leave."""
 
-import contextlib
 import io
 import time
 from typing import Any
 
-import mimeparse
 import numpy as np
 from PIL import Image
 
@@ -18,7 +16,6 @@ MEDIA_TYPES: dict[ImageFormat, str] = {
     "avif": "image/avif",
 }
 DEFAULT_QUALITY: dict[ImageFormat, int] = {"jpeg": 90, "webp": 85, "avif": 75}
-MAX_ACCEPT_LENGTH = 1024  # the parser takes quadratic time on hostile headers, in the event loop
 
 
 def encode(photo: Photo, format: ImageFormat, quality: int | None = None) -> Picture:
@@ -48,15 +45,3 @@ def save_options(format: ImageFormat, quality: int) -> dict[str, Any]:
     if format == "webp":
         return {"quality": quality, "method": 2}
     return {"quality": quality, "speed": 8}
-
-
-def negotiate(accept: str | None, default: ImageFormat) -> ImageFormat:
-    """The format that an Accept header likes best; the default wins ties, and where nothing fits."""
-    if not accept or len(accept) > MAX_ACCEPT_LENGTH:
-        return default
-    ranges = []
-    for part in accept.lower().split(","):
-        with contextlib.suppress(mimeparse.MimeTypeParseException):
-            ranges.append(mimeparse.parse_media_range(part))
-    formats = [default, *(name for name in MEDIA_TYPES if name != default)]
-    return max(formats, key=lambda name: mimeparse.quality_parsed(MEDIA_TYPES[name], ranges))

@@ -4,148 +4,29 @@ Routes stay on the happy path. Every refusal is a `RequestError`, and one handle
 """
 
 import importlib.metadata
-import logging
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal, Protocol
+from typing import Annotated
 
 from fastapi import FastAPI, Header, Query, Request
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import FileResponse, JSONResponse, Response
+from fastapi.responses import FileResponse, Response
 from fastapi_offline import FastAPIOffline
-from pydantic import BaseModel, ConfigDict, Field
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 from starlette.staticfiles import StaticFiles
 
 from serve_app.errors import BadOption, NotReady, RequestError
-from serve_app.frames import ImageFormat, Order, Picture, ResizeMode, Size
-from serve_app.images.encode import MEDIA_TYPES, negotiate
-from serve_app.settings import MIN_SIDE, IngressSettings
-from serve_app.styles.catalogue import InstalledStyle, Style, find_style
+from serve_app.frames import Order, Picture, Size
+from serve_app.settings import IngressSettings
+from serve_app.styles.catalogue import Style, find_style
 from serve_app.web.clients import client_address
+from serve_app.web.negotiation import negotiate
+from serve_app.web.pipeline import Pipeline
+from serve_app.web.problems import answer_fault, answer_http_error, answer_invalid, answer_nobody, answer_refusal
+from serve_app.web.schemas import PAINTED, UPLOAD, Options, Status, StyleInfo, StyleList, describe_problems, problems
 from serve_app.web.uploads import read_upload
 
-logger = logging.getLogger(__name__)
-
 PAGE = Path(__file__).parent / "page"
-PROBLEM = "application/problem+json"
-CLIENT_CLOSED_REQUEST = 499  # in access logs, as nginx has it
-
-
-class Pipeline(Protocol):
-    """What the routes need of the service behind them."""
-
-    @property
-    def settings(self) -> IngressSettings: ...
-
-    @property
-    def styles(self) -> Mapping[str, InstalledStyle]: ...
-
-    @property
-    def catalogue(self) -> Mapping[str, Style]: ...
-
-    async def stylize(self, data: bytes, order: Order, client: str) -> Picture:
-        """
-        Args:
-            client: whose request this is, as far as it can be known.
-
-        Raises:
-            RequestError: what the client is to be told.
-        """
-
-    async def is_ready(self) -> bool:
-        """Whether a model replica has painted its warm-up picture."""
-
-
-class Options(BaseModel):
-    """Query of /v1/stylize; an unknown option is refused, since a misspelt one would be ignored in silence."""
-
-    model_config = ConfigDict(extra="forbid")
-
-    style: str | None = Field(None, description="A name from /v1/styles; default from the settings.", max_length=64)
-    max_side: int | None = Field(
-        None, ge=MIN_SIDE, description="The longer painted side in pixels, at most; up to the setting."
-    )
-    format: ImageFormat | None = Field(None, description="Else by `Accept`, else the setting's default.")
-    quality: int | None = Field(None, ge=1, le=100, description="Of jpeg, webp and avif; png is lossless.")
-    timeout_s: float | None = Field(
-        None, gt=0, description="Seconds that it may take; past them 408, and it is not painted. Up to the setting."
-    )
-
-
-class StyleInfo(BaseModel):
-    name: str
-    title: str
-    licence: str
-    source: str
-    credit: str
-    resize: ResizeMode
-    installed: bool
-    default: bool
-    thumbnail: str | None = Field(None, description="Address of a small sample painting, where there is one.")
-
-
-class StyleList(BaseModel):
-    styles: list[StyleInfo]
-    max_side: int = Field(description="Larger photographs are fitted to this longer side, in pixels.")
-    max_bytes: int = Field(description="Of one upload.")
-
-
-class Status(BaseModel):
-    status: Literal["ok"]
-
-
-class Problem(BaseModel):
-    """RFC 9457, with the limit met where there is a number."""
-
-    type: str
-    title: str
-    status: int
-    code: str
-    detail: str
-    limit: int | None = None
-    actual: int | None = None
-    position: int | None = Field(None, description="Pictures before it.")
-    retry_after_s: int | None = None
-
-
-def problems(*statuses: int) -> dict[int | str, dict[str, Any]]:
-    """OpenAPI responses of refusals."""
-    schema = {"schema": {"$ref": "#/components/schemas/Problem"}}
-    return {status: {"description": "Refused", "content": {PROBLEM: schema}} for status in statuses}
-
-
-BINARY = {"type": "string", "format": "binary"}
-UPLOAD = {
-    "requestBody": {
-        "required": True,
-        "description": "The photograph, as the body or as the form's file field `image`.",
-        "content": {
-            "image/*": {"schema": BINARY},
-            "application/octet-stream": {"schema": BINARY},
-            "multipart/form-data": {
-                "schema": {"type": "object", "required": ["image"], "properties": {"image": BINARY}}
-            },
-        },
-    }
-}
-RECEIPT_HEADERS = {
-    "X-Style": "The style painted with.",
-    "X-Original-Size": "Width x height of the photograph, upright.",
-    "X-Painted-Size": "Width x height of the painting.",
-    "X-Resized": "true exactly when the two differ.",
-    "Server-Timing": "Milliseconds of decode, queue (all waiting on the way), paint and encode.",
-}
-PAINTED: dict[int | str, dict[str, Any]] = {
-    200: {
-        "description": "The painting.",
-        "content": {media_type: {"schema": BINARY} for media_type in MEDIA_TYPES.values()},
-        "headers": {
-            name: {"description": text, "schema": {"type": "string"}} for name, text in RECEIPT_HEADERS.items()
-        },
-    }
-}
 
 
 def create_app(pipeline: Pipeline) -> FastAPI:
@@ -198,21 +79,6 @@ def create_app(pipeline: Pipeline) -> FastAPI:
     app.mount("/samples", StaticFiles(directory=PAGE / "samples"))
     describe_problems(app)
     return app
-
-
-def describe_problems(app: FastAPI) -> None:
-    """Puts the problem document into the schema, and takes out FastAPI's own 422, which never leaves this service."""
-    generate = app.openapi
-
-    def openapi() -> dict[str, Any]:
-        schema = generate()
-        components = schema["components"]["schemas"]
-        components["Problem"] = Problem.model_json_schema()
-        components.pop("HTTPValidationError", None)
-        components.pop("ValidationError", None)
-        return schema
-
-    app.openapi = openapi  # type: ignore[method-assign]  # FastAPI's documented way to extend the schema
 
 
 def whose(request: Request, settings: IngressSettings) -> str:
@@ -278,42 +144,3 @@ def list_styles(pipeline: Pipeline) -> StyleList:
     ]
     infos.sort(key=lambda info: (not info.default, not info.installed, info.name))
     return StyleList(styles=infos, max_side=pipeline.settings.max_side, max_bytes=pipeline.settings.max_bytes)
-
-
-async def answer_refusal(request: Request, error: Exception) -> Response:
-    assert isinstance(error, RequestError)  # what this handler is registered for
-    headers = {} if error.retry_after_s is None else {"Retry-After": str(error.retry_after_s)}
-    return JSONResponse(error.problem(), error.status, headers, PROBLEM)
-
-
-async def answer_invalid(request: Request, error: Exception) -> Response:
-    assert isinstance(error, RequestValidationError)
-    sentences = []
-    for detail in error.errors():
-        name = detail["loc"][-1]
-        unknown = detail["type"] == "extra_forbidden"
-        known = ", ".join(Options.model_fields)
-        sentences.append(f"{name} is not an option (known: {known})" if unknown else f"{name}: {detail['msg']}")
-    return await answer_refusal(request, BadOption("; ".join(sentences)[:500] + "."))
-
-
-async def answer_http_error(request: Request, error: Exception) -> Response:
-    """What the framework itself refuses: an unknown path, a method that a path does not have."""
-    assert isinstance(error, HTTPException)
-    document = {"type": "about:blank", "title": error.detail, "status": error.status_code}
-    document |= {
-        "code": error.detail.lower().replace(" ", "-"),
-        "detail": f"{request.method} {request.url.path}: {error.detail}.",
-    }
-    return JSONResponse(document, error.status_code, error.headers, PROBLEM)
-
-
-async def answer_nobody(request: Request, error: Exception) -> Response:
-    """The client broke its upload off: nobody reads this, and it is no fault to log."""
-    return Response(status_code=CLIENT_CLOSED_REQUEST)
-
-
-async def answer_fault(request: Request, error: Exception) -> Response:
-    """A fault of ours: the log has it whole, the client gets a sentence."""
-    logger.error("unexpected error on %s %s", request.method, request.url.path, exc_info=error)
-    return await answer_refusal(request, RequestError("Something went wrong here; the fault has been logged."))

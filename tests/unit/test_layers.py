@@ -23,6 +23,9 @@ FLOORS = {
         "queueing.admission",
         "deployments.autoscaling",
         "web.clients",
+        "web.negotiation",
+        "web.pipeline",
+        "web.schemas",
         "images.budget",
         "images.decode",
         "images.resize",
@@ -36,7 +39,7 @@ FLOORS = {
         "styles.downloads",
         "web.uploads",
     },
-    3: {"web.routes", "engine.stylist", "engine.onnx"},
+    3: {"web.routes", "web.problems", "engine.stylist", "engine.onnx"},
     4: {"deployments.ingress", "deployments.codec", "deployments.stylizer"},
     5: {"app", "cli.main", "cli.config_lint", "cli.supervisor", "cli.local_cluster"},
 }

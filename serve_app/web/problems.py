@@ -1,0 +1,54 @@
+"""Every refusal and fault as a problem document (RFC 9457)."""
+
+import logging
+
+from fastapi import Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse, Response
+from starlette.exceptions import HTTPException
+
+from serve_app.errors import BadOption, RequestError
+from serve_app.web.schemas import PROBLEM, Options
+
+logger = logging.getLogger(__name__)
+
+CLIENT_CLOSED_REQUEST = 499  # in access logs, as nginx has it
+
+
+async def answer_refusal(request: Request, error: Exception) -> Response:
+    assert isinstance(error, RequestError)  # what this handler is registered for
+    headers = {} if error.retry_after_s is None else {"Retry-After": str(error.retry_after_s)}
+    return JSONResponse(error.problem(), error.status, headers, PROBLEM)
+
+
+async def answer_invalid(request: Request, error: Exception) -> Response:
+    assert isinstance(error, RequestValidationError)
+    sentences = []
+    for detail in error.errors():
+        name = detail["loc"][-1]
+        unknown = detail["type"] == "extra_forbidden"
+        known = ", ".join(Options.model_fields)
+        sentences.append(f"{name} is not an option (known: {known})" if unknown else f"{name}: {detail['msg']}")
+    return await answer_refusal(request, BadOption("; ".join(sentences)[:500] + "."))
+
+
+async def answer_http_error(request: Request, error: Exception) -> Response:
+    """What the framework itself refuses: an unknown path, a method that a path does not have."""
+    assert isinstance(error, HTTPException)
+    document = {"type": "about:blank", "title": error.detail, "status": error.status_code}
+    document |= {
+        "code": error.detail.lower().replace(" ", "-"),
+        "detail": f"{request.method} {request.url.path}: {error.detail}.",
+    }
+    return JSONResponse(document, error.status_code, error.headers, PROBLEM)
+
+
+async def answer_nobody(request: Request, error: Exception) -> Response:
+    """The client broke its upload off: nobody reads this, and it is no fault to log."""
+    return Response(status_code=CLIENT_CLOSED_REQUEST)
+
+
+async def answer_fault(request: Request, error: Exception) -> Response:
+    """A fault of ours: the log has it whole, the client gets a sentence."""
+    logger.error("unexpected error on %s %s", request.method, request.url.path, exc_info=error)
+    return await answer_refusal(request, RequestError("Something went wrong here; the fault has been logged."))

@@ -1,0 +1,117 @@
+"""Query options, answers and the OpenAPI description of the HTTP interface."""
+
+from typing import Any, Literal
+
+from fastapi import FastAPI
+from pydantic import BaseModel, ConfigDict, Field
+
+from serve_app.frames import ImageFormat, ResizeMode
+from serve_app.images.encode import MEDIA_TYPES
+from serve_app.settings import MIN_SIDE
+
+PROBLEM = "application/problem+json"
+
+
+class Options(BaseModel):
+    """Query of /v1/stylize; an unknown option is refused, since a misspelt one would be ignored in silence."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    style: str | None = Field(None, description="A name from /v1/styles; default from the settings.", max_length=64)
+    max_side: int | None = Field(
+        None, ge=MIN_SIDE, description="The longer painted side in pixels, at most; up to the setting."
+    )
+    format: ImageFormat | None = Field(None, description="Else by `Accept`, else the setting's default.")
+    quality: int | None = Field(None, ge=1, le=100, description="Of jpeg, webp and avif; png is lossless.")
+    timeout_s: float | None = Field(
+        None, gt=0, description="Seconds that it may take; past them 408, and it is not painted. Up to the setting."
+    )
+
+
+class StyleInfo(BaseModel):
+    name: str
+    title: str
+    licence: str
+    source: str
+    credit: str
+    resize: ResizeMode
+    installed: bool
+    default: bool
+    thumbnail: str | None = Field(None, description="Address of a small sample painting, where there is one.")
+
+
+class StyleList(BaseModel):
+    styles: list[StyleInfo]
+    max_side: int = Field(description="Larger photographs are fitted to this longer side, in pixels.")
+    max_bytes: int = Field(description="Of one upload.")
+
+
+class Status(BaseModel):
+    status: Literal["ok"]
+
+
+class Problem(BaseModel):
+    """RFC 9457, with the limit met where there is a number."""
+
+    type: str
+    title: str
+    status: int
+    code: str
+    detail: str
+    limit: int | None = None
+    actual: int | None = None
+    position: int | None = Field(None, description="Pictures before it.")
+    retry_after_s: int | None = None
+
+
+def problems(*statuses: int) -> dict[int | str, dict[str, Any]]:
+    """OpenAPI responses of refusals."""
+    schema = {"schema": {"$ref": "#/components/schemas/Problem"}}
+    return {status: {"description": "Refused", "content": {PROBLEM: schema}} for status in statuses}
+
+
+BINARY = {"type": "string", "format": "binary"}
+UPLOAD = {
+    "requestBody": {
+        "required": True,
+        "description": "The photograph, as the body or as the form's file field `image`.",
+        "content": {
+            "image/*": {"schema": BINARY},
+            "application/octet-stream": {"schema": BINARY},
+            "multipart/form-data": {
+                "schema": {"type": "object", "required": ["image"], "properties": {"image": BINARY}}
+            },
+        },
+    }
+}
+RECEIPT_HEADERS = {
+    "X-Style": "The style painted with.",
+    "X-Original-Size": "Width x height of the photograph, upright.",
+    "X-Painted-Size": "Width x height of the painting.",
+    "X-Resized": "true exactly when the two differ.",
+    "Server-Timing": "Milliseconds of decode, queue (all waiting on the way), paint and encode.",
+}
+PAINTED: dict[int | str, dict[str, Any]] = {
+    200: {
+        "description": "The painting.",
+        "content": {media_type: {"schema": BINARY} for media_type in MEDIA_TYPES.values()},
+        "headers": {
+            name: {"description": text, "schema": {"type": "string"}} for name, text in RECEIPT_HEADERS.items()
+        },
+    }
+}
+
+
+def describe_problems(app: FastAPI) -> None:
+    """Puts the problem document into the schema, and takes out FastAPI's own 422, which never leaves this service."""
+    generate = app.openapi
+
+    def openapi() -> dict[str, Any]:
+        schema = generate()
+        components = schema["components"]["schemas"]
+        components["Problem"] = Problem.model_json_schema()
+        components.pop("HTTPValidationError", None)
+        components.pop("ValidationError", None)
+        return schema
+
+    app.openapi = openapi  # type: ignore[method-assign]  # FastAPI's documented way to extend the schema
