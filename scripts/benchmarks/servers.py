@@ -1,4 +1,4 @@
-"""Servers for the benchmarks: started in a process of their own, waited for, and ended in order."""
+"""Servers for the benchmarks: each starts in a process of its own, is waited for, and is stopped with its children."""
 
 import re
 import signal
@@ -13,8 +13,8 @@ from pathlib import Path
 import psutil
 import requests
 
-from benchmarks import child_environment
-from benchmarks.rivals import READY_PATH
+from benchmarks.paths import READY_PATH
+from benchmarks.processes import child_environment
 
 READY_TIMEOUT_S = 300
 STOP_TIMEOUT_S = 120
@@ -23,6 +23,7 @@ TITLE = re.compile(r"ray::ServeReplica:animegan:(\w+)|ray::(ProxyActor|ServeCont
 
 
 def free_port() -> int:
+    """Returns a TCP port of 127.0.0.1 that nothing listens on."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
@@ -30,7 +31,17 @@ def free_port() -> int:
 
 @contextmanager
 def running(command: list[str], port: int, log: Path, **variables: str) -> Iterator[psutil.Process]:
-    """A server from when it says that it is ready; every process of it has ended afterwards."""
+    """Runs a server while the block runs: yields its process once it is ready, and stops all its processes afterwards.
+
+    Args:
+        command: starts the server.
+        port: of 127.0.0.1, where the server answers `READY_PATH`.
+        log: receives what the server prints.
+        variables: environment variables to set, beside those of this process.
+
+    Raises:
+        SystemExit: if the server ends, or is not ready after `READY_TIMEOUT_S`.
+    """
     url = f"http://127.0.0.1:{port}{READY_PATH}"
     with log.open("w") as output:
         server = psutil.Popen(
@@ -38,7 +49,7 @@ def running(command: list[str], port: int, log: Path, **variables: str) -> Itera
         )
     try:
         deadline = time.monotonic() + READY_TIMEOUT_S
-        while not answers(url):
+        while not is_ready(url):
             if server.poll() is not None or time.monotonic() > deadline:
                 raise SystemExit(f"the server did not start; see {log}")
             time.sleep(0.5)
@@ -47,16 +58,17 @@ def running(command: list[str], port: int, log: Path, **variables: str) -> Itera
         stop(server)
 
 
-def answers(url: str) -> bool:
+def is_ready(url: str) -> bool:
+    """Returns whether a GET of the URL is answered with 200."""
     with suppress(requests.RequestException):
         return requests.get(url, timeout=5).status_code == 200
     return False
 
 
 def stop(server: psutil.Process) -> None:
-    """In order, then by force what is left."""
+    """Ends a server with SIGTERM; kills those of its processes that are left."""
     with suppress(psutil.NoSuchProcess):
-        tree = family(server)
+        tree = process_tree(server)
         server.send_signal(signal.SIGTERM)
         psutil.wait_procs([server], STOP_TIMEOUT_S)
         _, alive = psutil.wait_procs(tree, 10)
@@ -66,11 +78,16 @@ def stop(server: psutil.Process) -> None:
         psutil.wait_procs(alive, 10)
 
 
-def family(process: psutil.Process) -> list[psutil.Process]:
+def process_tree(process: psutil.Process) -> list[psutil.Process]:
+    """Returns a process and all its descendants."""
     return [process, *process.children(recursive=True)]
 
 
 def role(process: psutil.Process) -> str | None:
+    """Returns the deployment that a process of the service is a replica of, or Serve's proxy or controller.
+
+    None for all other processes.
+    """
     with suppress(psutil.Error):
         if found := TITLE.search(" ".join(process.cmdline())):
             return found[1] or found[2]

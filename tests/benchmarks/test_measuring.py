@@ -1,26 +1,17 @@
 """The measuring itself: what a figure is made of. Figures are never asserted here."""
 
-import json
-import subprocess
-import sys
-
 import pytest
-from benchmarks import child_environment
-from benchmarks.__main__ import ALLOCATORS, ENGINE_MAKERS, ENGINES, RUNGS
-from benchmarks.soak import photograph, slopes
-
-from serve_app.images.decode import sniff
+from benchmarks.engines import ENGINE_MAKERS
+from benchmarks.painting import ALLOCATORS, ENGINES, RUNGS
+from benchmarks.processes import run_module
+from benchmarks.soak import slopes
 
 
 @pytest.mark.parametrize(
     "engine", ["stylist", "mixed", "strips", "strips-fp16", "eager", "original", "clearing", "queue"]
 )
 def test_measured_process_answers_with_peak_and_times(engine: str) -> None:
-    command = [sys.executable, "-m", "benchmarks", "measure", "--engine", engine, "--height", "96", "--width", "128"]
-    command += ["--paintings", "2"]
-    done = subprocess.run(command, env=child_environment(), capture_output=True, text=True, timeout=120)
-    assert done.returncode == 0, done.stderr
-    figures = json.loads(done.stdout)
+    figures = run_module("benchmarks", "measure", "--engine", engine, "--height", 96, "--width", 128, "--paintings", 2)
     assert set(figures) == {"peak", "later_peak", "wall", "cpu"}
     assert figures["later_peak"] >= figures["peak"] >= 0
     assert figures["wall"] > 0
@@ -41,8 +32,6 @@ def test_slope_is_that_of_the_last_quarter() -> None:
     assert slopes(samples) == pytest.approx({"steady": 0.0, "growing": 1.0, "grew": 0.0}, abs=1e-9)
 
 
-@pytest.mark.parametrize("format", ["JPEG", "PNG", "WEBP"])
-def test_photographs_of_the_soak_are_real_and_differ(format: str) -> None:
-    one, other = (photograph(seed, 96, 64, format) for seed in (1, 2))
-    assert sniff(one) == format
-    assert one != other
+def test_process_that_fails_is_reported_with_its_last_line() -> None:
+    with pytest.raises(RuntimeError, match="invalid choice: 'nonsense'"):
+        run_module("benchmarks", "nonsense")
