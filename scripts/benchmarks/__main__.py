@@ -82,7 +82,9 @@ def add_service_commands(commands: Commands) -> None:
 
 def main() -> None:
     """Runs the command that the command line names."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        "scripts/bench", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     commands = Commands(parser)
     add_painting_commands(commands)
     add_service_commands(commands)
