@@ -10,7 +10,7 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 
-from benchmarks import batching, engines, painting, scaling, service, soak
+from benchmarks import batching, engines, painting, profiling, scaling, service, soak
 from benchmarks.paths import RESULTS, RUNS, SAMPLE_PHOTOGRAPH, SCRATCH
 
 Run = Callable[[argparse.Namespace], None]
@@ -57,7 +57,7 @@ def add_painting_commands(commands: Commands) -> None:
 
     commands.add("ladder", painting.ladder)
 
-    parser = commands.add("profile", painting.profile, RUNS / "profile")
+    parser = commands.add("profile", profiling.profile, RUNS / "profile")
     parser.add_argument("--engine", default="strips", choices=list(engines.ENGINE_MAKERS))
     parser.add_argument("--side", type=int, default=512)
 

@@ -109,7 +109,7 @@ def measure(options: argparse.Namespace) -> tuple[FigureTable, list[str]]:
 
 
 def judge(figures: FigureTable, sizes: int) -> list[Row]:
-    """Returns the project's claims as ratios in which 1 is a draw and more is our win; all of them, whoever wins."""
+    """Returns all of the project's claims as ratios, met or missed; above 1 our batcher is better."""
     periods = sorted({period for _, period, _ in figures})
     verdicts = [row for period in periods for row in throughput_verdicts(figures, sizes, period)]
     for count in (1, sizes):

@@ -125,6 +125,7 @@ def arrival_times(rate: float, seconds: float, kind: str, limit: int = MAX_REQUE
         seconds: all are due earlier.
         kind: `fixed` intervals, or those of a `poisson` process.
         limit: arrivals at most.
+        seed: of the poisson process.
     """
     count = min(limit, math.ceil(2 * rate * seconds) + 100)
     gaps = np.full(count, 1 / rate)

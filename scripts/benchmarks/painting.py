@@ -9,10 +9,10 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from benchmarks import plots
-from benchmarks.engines import ENGINE_MAKERS, QUEUE_LENGTH, exported_model, installed_style
+from benchmarks.engines import QUEUE_LENGTH, exported_model, installed_style
 from benchmarks.paths import ROOT
 from benchmarks.photographs import VARIED_SIZES, varied_size
 from benchmarks.processes import run_module
@@ -86,6 +86,11 @@ def measured(
     """Measures an engine in fresh processes.
 
     Args:
+        options: of the command.
+        engine: a key of `engines.ENGINE_MAKERS`.
+        allocator: a key of `ALLOCATORS`.
+        size: of the images.
+        batch: images painted together.
         paintings: of the batch in each process; the first is not timed.
         repeats: processes, by default `--repeats`.
 
@@ -350,7 +355,7 @@ def mixed_rows(options: argparse.Namespace) -> Iterator[Row]:
         }
 
 
-# ladder, profile
+# ladder
 
 
 def ladder(options: argparse.Namespace) -> None:
@@ -373,40 +378,3 @@ def ladder_rows(options: argparse.Namespace) -> Iterator[Row]:
             "CPU-s": figures["cpu"] / count,
             "the article, T4": article,
         }
-
-
-def profile(options: argparse.Namespace) -> None:
-    """Where one painting's time and memory go: torch.profiler, tracemalloc, and on CUDA a memory snapshot."""
-    import tracemalloc
-
-    import torch
-    from torch.profiler import ProfilerActivity
-
-    torch.set_num_threads(options.threads)
-    paint = ENGINE_MAKERS[options.engine](options)
-    size = Size(options.side, options.side)
-    paint(1, size)
-    cuda_memory: Any = torch.cuda.memory if torch.cuda.is_available() else None  # its recorder is private and untyped
-    if cuda_memory:
-        cuda_memory._record_memory_history()
-    activities = [ProfilerActivity.CPU] + ([ProfilerActivity.CUDA] if cuda_memory else [])
-    with torch.profiler.profile(activities=activities, profile_memory=True) as profiled:
-        paint(1, size)
-    averages = profiled.key_averages()
-    print(averages.table(sort_by="self_cpu_time_total", row_limit=15, max_name_column_width=40))
-    options.out.mkdir(parents=True, exist_ok=True)
-    trace = options.out / "trace.json"
-    profiled.export_chrome_trace(str(trace))
-    tracemalloc.start()
-    paint(1, size)
-    _, peak = tracemalloc.get_traced_memory()
-    print(f"Python objects and NumPy arrays of one painting: {peak / MB:.1f} MB at most; the largest:")
-    for line in tracemalloc.take_snapshot().statistics("lineno")[:5]:
-        print(f"  {line}")
-    if cuda_memory:
-        snapshot = options.out / "cuda-memory.pickle"
-        cuda_memory._dump_snapshot(str(snapshot))
-        print(f"CUDA memory: {snapshot}, for pytorch.org/memory_viz")
-    else:
-        print("CUDA memory: no CUDA device here")
-    print(f"the trace, for chrome://tracing or Perfetto: {trace}")

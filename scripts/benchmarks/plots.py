@@ -108,6 +108,7 @@ def batching(
     """Plots throughput and p99 over the pace, a column for each number of sizes.
 
     Args:
+        folder: for the PNG.
         figures: by number of sizes, milliseconds between two images, and label of the batcher.
         families: labels of the batchers, by family; `ours` stands out.
     """
@@ -144,6 +145,7 @@ def service(folder: Path, groups: Sequence[tuple[str, bool, float | None, Sequen
     """Plots throughput above latencies, a column for each group.
 
     Args:
+        folder: for the PNG.
         groups: title, whether the rows are the service's own, images a second of the bare loop, rows.
     """
     figure = new_figure(5.5 * len(groups), 8)
@@ -176,6 +178,8 @@ def scaling(folder: Path, rows: Sequence[Row], paint_s: float, kinds: Sequence[s
     """Plots throughput and busy cores over the number of Stylizers.
 
     Args:
+        folder: for the PNG.
+        rows: one for each number of Stylizers.
         paint_s: seconds that a Stylizer takes for an image.
         kinds: of processes whose CPU is told apart.
     """

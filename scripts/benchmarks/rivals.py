@@ -1,4 +1,4 @@
-"""The same work behind other servers, and behind none: what `scripts/bench service` compares the service with.
+r"""The same work behind other servers, and behind none: what `scripts/bench service` compares the service with.
 
     python -m benchmarks.rivals litserve plain --port 8101   LitServe: POST photographs to /v1/stylize, ready at /readyz
     python -m benchmarks.rivals bentoml ours --port 8102     BentoML, likewise
@@ -10,7 +10,7 @@ that has them and this project's packages. BentoML needs an older OpenTelemetry 
 on top of .venv:
 
     python3 -m venv runs/rivals
-    echo "import site; site.addsitedir('$PWD/.venv/lib/python3.11/site-packages')" \\
+    echo "import site; site.addsitedir('$PWD/.venv/lib/python3.11/site-packages')" \
         > runs/rivals/lib/python3.11/site-packages/service.pth
     runs/rivals/bin/pip install litserve==0.2.19 bentoml==1.4.40
 """
