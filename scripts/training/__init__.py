@@ -1,1 +1,1 @@
-"""Training of styles: `scripts/train --help`."""
+"""Trains styles and measures them: see `scripts/train --help`."""

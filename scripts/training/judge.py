@@ -1,14 +1,15 @@
-"""Judges a style beside the teacher, on photographs that its training never saw.
+"""Measures an installed style against the teacher, on photographs that were not used for its training.
 
     scripts/train judge toon --photos DIR --sheet docs/images/toon-heldout.jpg
 
-For each photograph: L1 on [0, 1], SSIM and crispness (the mean gradient magnitude of luminance over the teacher's), and
-how much the painting changes, as L1, when the photograph is painted at 0.9 or 1.1 of its size, or mirrored, and the
-painting put back. `--sheet` draws photo | teacher | style, and the `--beside` style where one is named.
+Prints for each photograph: L1 on [0, 1], SSIM and crispness (the mean gradient magnitude of luminance over the
+teacher's). Then how stable the painting is: the photograph is painted at 0.9 and 1.1 of its size and mirrored, the
+painting is resized or mirrored back, and its L1 distance from the first painting is printed. `--sheet` draws the
+photograph, the teacher's painting and the style's side by side, and that of the style `--beside` where one is named.
 """
 
 import argparse
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -16,76 +17,90 @@ import torch
 from PIL import Image
 
 from serve_app.engine.checkpoints import load_generator
+from serve_app.frames import Frame, Size
 from serve_app.styles.catalogue import find_style, installed_styles
-from training.likeness import compare
-from training.photographs import Frame, contact_sheet, find_photos, fit, open_photo, to_frame, to_tensor
-from training.teacher import teach
+from training.likeness import scores
+from training.photographs import contact_sheet, find_photos, open_photo, shrink_to_fit, to_batch, to_frame
+from training.teacher import teacher_painting
 
 Paint = Callable[[Frame], Frame]
 
 COLUMNS = ["l1", "ssim", "crispness", "at 0.9", "at 1.1", "mirrored"]
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("style", help="the name of an installed style")
-    parser.add_argument("--photos", type=Path, action="append", required=True, help="a folder of photographs")
-    parser.add_argument("--side", type=int, default=768, help="pixels of the longer side")
-    parser.add_argument("--styles-dir", type=Path, help="where the styles lie, beside the shipped ones")
-    parser.add_argument("--beside", help="another style to draw")
-    parser.add_argument("--sheet", type=Path, help="write a contact sheet here")
-    parser.add_argument("--sheet-side", type=int, default=768, help="pixels of each picture's longer side in the sheet")
-    options = parser.parse_args()
-
-    paint = painter(options.style, options.styles_dir)
-    beside = painter(options.beside, options.styles_dir) if options.beside else None
-    rows, marks = [], []
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Prints the table of scores and writes the contact sheet; arguments default to the command line's."""
+    options = parse_options(arguments)
+    paint = style_painter(options.style, options.styles_dir)
+    beside = style_painter(options.beside, options.styles_dir) if options.beside else None
+    rows, results = [], []
     if options.sheet:
         options.sheet.parent.mkdir(parents=True, exist_ok=True)
     print(f"| photograph | {' | '.join(COLUMNS)} |\n| --- {'| --- ' * len(COLUMNS)}|", flush=True)
     for path in find_photos(options.photos, least=1):
-        photo = fit(open_photo(path), options.side)
-        target, painted = teach(photo), paint(photo)
-        marks.append([*compare(to_tensor([painted]), to_tensor([target])).values(), *changes(paint, photo, painted)])
-        print(table_row(path.stem, marks[-1]), flush=True)
+        photo = shrink_to_fit(open_photo(path), options.side)
+        target, painted = teacher_painting(photo), paint(photo)
+        result = [*scores(to_batch([painted]), to_batch([target])).values(), *instabilities(paint, photo, painted)]
+        results.append(result)
+        print(table_row(path.stem, result), flush=True)
         rows.append(np.hstack([photo, target, painted, *([beside(photo)] if beside else [])]))
-    print(table_row(f"mean of {len(marks)}", np.mean(marks, axis=0).tolist()))
+    print(table_row(f"mean of {len(results)}", np.mean(results, axis=0).tolist()))
     if options.sheet:
-        Image.fromarray(contact_sheet([shrink(row, min(1.0, options.sheet_side / options.side)) for row in rows])).save(
-            options.sheet, quality=88
-        )
+        factor = min(1.0, options.sheet_side / options.side)
+        rows = [row if factor == 1 else resized(row, scaled_size(row, factor)) for row in rows]
+        Image.fromarray(contact_sheet(rows)).save(options.sheet, quality=88)
 
 
-def painter(name: str, styles_dir: Path | None) -> Paint:
-    style = find_style(installed_styles(styles_dir), name)
-    generator = load_generator(style)
+def parse_options(arguments: Sequence[str] | None = None) -> argparse.Namespace:
+    """Returns the options of `scripts/train judge`."""
+    parser = argparse.ArgumentParser(
+        "scripts/train judge", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("style", help="name of an installed style")
+    parser.add_argument("--photos", type=Path, action="append", required=True, help="folder of photographs")
+    parser.add_argument("--side", type=int, default=768, help="longer side of the photographs in pixels (%(default)s)")
+    parser.add_argument("--styles-dir", type=Path, help="folder of styles, besides the one that is shipped")
+    parser.add_argument("--beside", help="a second style for the contact sheet")
+    parser.add_argument("--sheet", type=Path, help="file for the contact sheet")
+    parser.add_argument(
+        "--sheet-side", type=int, default=768, help="longer side of each image in the sheet, in pixels (%(default)s)"
+    )
+    return parser.parse_args(arguments)
+
+
+def style_painter(name: str, styles_dir: Path | None) -> Paint:
+    """Returns a function that paints one frame with an installed style."""
+    generator = load_generator(find_style(installed_styles(styles_dir), name))
 
     @torch.inference_mode()
     def paint(photo: Frame) -> Frame:
-        return to_frame(generator(to_tensor([photo]).to(memory_format=torch.channels_last))[0])
+        return to_frame(generator(to_batch([photo]).to(memory_format=torch.channels_last))[0])
 
     return paint
 
 
-def changes(paint: Paint, photo: Frame, painted: Frame) -> list[float]:
-    """Mean L1 on [0, 1] between the painting and those of the photograph at 0.9 and 1.1 and mirrored, put back."""
-    again = [scaled(paint(scaled(photo, factor)), photo.shape) for factor in (0.9, 1.1)]
-    again.append(paint(np.ascontiguousarray(photo[:, ::-1]))[:, ::-1])
-    return [float(np.abs(other.astype(np.float32) - painted).mean()) / 255 for other in again]
+def instabilities(paint: Paint, photo: Frame, painted: Frame) -> list[float]:
+    """Returns how far the painting moves, as mean L1 on [0, 1], at 0.9 and 1.1 of the size and when mirrored."""
+    size = Size(*photo.shape[:2])
+    others = [resized(paint(resized(photo, scaled_size(photo, factor))), size) for factor in (0.9, 1.1)]
+    others.append(paint(np.ascontiguousarray(photo[:, ::-1]))[:, ::-1])
+    return [float(np.abs(other.astype(np.float32) - painted).mean()) / 255 for other in others]
 
 
-def scaled(frame: Frame, to: float | tuple[int, ...]) -> Frame:
-    """LANCZOS by a factor, to multiples of 4, or to a given (H, W, ...)."""
-    height, width = to[:2] if isinstance(to, tuple) else (round(side * to / 4) * 4 for side in frame.shape[:2])
-    return np.asarray(Image.fromarray(frame).resize((width, height), Image.Resampling.LANCZOS))
+def scaled_size(frame: Frame, factor: float) -> Size:
+    """Returns the frame's size times a factor, rounded to multiples of 4."""
+    height, width = (round(side * factor / 4) * 4 for side in frame.shape[:2])
+    return Size(height, width)
 
 
-def shrink(frame: Frame, factor: float) -> Frame:
-    return frame if factor == 1 else scaled(frame, factor)
+def resized(frame: Frame, size: Size) -> Frame:
+    """Returns the frame at another size, by LANCZOS."""
+    return np.array(Image.fromarray(frame).resize((size.width, size.height), Image.Resampling.LANCZOS))
 
 
-def table_row(name: str, marks: list[float]) -> str:
-    return f"| {name} | {' | '.join(f'{mark:.3f}' for mark in marks)} |"
+def table_row(name: str, values: list[float]) -> str:
+    """Returns a row of a Markdown table."""
+    return f"| {name} | {' | '.join(f'{value:.3f}' for value in values)} |"
 
 
 if __name__ == "__main__":

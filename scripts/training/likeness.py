@@ -1,14 +1,15 @@
-"""How near a painting is to another: what training makes smaller, and what the style is judged by."""
+"""Measures how close a painting is to the teacher's: the training loss and the published scores."""
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 
-def picture_loss(painted: Tensor, target: Tensor) -> Tensor:
-    """L1, L1 of gradients and of Laplacians, SSIM, and the strength of contours in each 8 x 8 cell.
+def painting_loss(painted: Tensor, target: Tensor) -> Tensor:
+    """Returns the training loss of paintings (N, 3, H, W) in [-1, 1].
 
-    The first four blur what the student is unsure of; the last asks that even there the contours be as crisp.
+    It adds up L1, L1 of gradients, L1 of Laplacians, SSIM, and the difference in mean gradient magnitude of each 8 x 8
+    cell. With the first four alone the student blurs contours of whose place it is unsure; the last keeps them crisp.
     """
     loss = F.l1_loss(painted, target) + 0.15 * (1 - ssim(painted, target))
     for axis in (2, 3):
@@ -19,11 +20,18 @@ def picture_loss(painted: Tensor, target: Tensor) -> Tensor:
 
 
 def laplacian(x: Tensor) -> Tensor:
+    """Returns the discrete Laplacian, (N, C, H - 2, W - 2)."""
     return 4 * x[..., 1:-1, 1:-1] - x[..., :-2, 1:-1] - x[..., 2:, 1:-1] - x[..., 1:-1, :-2] - x[..., 1:-1, 2:]
 
 
 def ssim(x: Tensor, y: Tensor, span: float = 2) -> Tensor:
-    """Mean structural similarity of (N, 3, H, W), values `span` wide, sides of 11 at least: Wang et al. 2004."""
+    """Returns the mean structural similarity of images (N, 3, H, W), after Wang et al. 2004.
+
+    Args:
+        x: images with sides of at least 11 pixels.
+        y: images of the same shape.
+        span: difference between the largest and the smallest possible value.
+    """
     taps = torch.exp(-0.5 * ((torch.arange(11, device=x.device) - 5) / 1.5) ** 2)
     taps = (taps / taps.sum()).expand(3, 1, 1, 11)
 
@@ -38,17 +46,17 @@ def ssim(x: Tensor, y: Tensor, span: float = 2) -> Tensor:
     return (likeness / ((mean_x**2 + mean_y**2 + c1) * (variance_x + variance_y + c2))).mean()
 
 
-def compare(painted: Tensor, target: Tensor) -> dict[str, float]:
-    """L1 on [0, 1], SSIM, and crispness: the mean gradient magnitude of luminance over the target's."""
+def scores(painted: Tensor, target: Tensor) -> dict[str, float]:
+    """Returns L1 on [0, 1], SSIM, and crispness: the mean gradient magnitude of luminance over the target's."""
     return {
         "l1": F.l1_loss(painted, target).item() / 2,
         "ssim": ssim((painted + 1) / 2, (target + 1) / 2, span=1).item(),
-        "crispness": (contours(painted) / contours(target).clamp_min(1e-6)).item(),
+        "crispness": (mean_gradient(painted) / mean_gradient(target).clamp_min(1e-6)).item(),
     }
 
 
-def contours(x: Tensor) -> Tensor:
-    """Mean gradient magnitude of luminance (Rec. 601), by forward differences."""
+def mean_gradient(x: Tensor) -> Tensor:
+    """Returns the mean gradient magnitude of luminance (Rec. 601), by forward differences."""
     luminance = (x * x.new_tensor([0.299, 0.587, 0.114]).view(3, 1, 1)).sum(dim=1)
     down = luminance[:, 1:, 1:] - luminance[:, :-1, 1:]
     across = luminance[:, 1:, 1:] - luminance[:, 1:, :-1]
