@@ -22,7 +22,7 @@ from serve_app.deployments import metrics
 from serve_app.errors import DeadlineExceeded, RequestError, TooBusy
 from serve_app.frames import Order, Picture
 from serve_app.images.decode import painted_pixels
-from serve_app.queueing.admission import Door, Full, Limits
+from serve_app.queueing.admission import AdmissionController, Limits, QueueFull
 from serve_app.settings import IngressSettings, Settings, load_settings
 from serve_app.styles.catalogue import find_style, installed_styles, read_catalogue
 from serve_app.web.routes import create_app
@@ -48,7 +48,7 @@ class Ingress:
         self.codec = codec
         self.stylizer = stylizer
         self.settings = IngressSettings()
-        self.door = Door(limits_of(self.settings))
+        self.admission = AdmissionController(limits_of(self.settings))
         self.styles = installed_styles(settings.styles_dir)
         self.catalogue = read_catalogue()
         self.waiting = ThreadPoolExecutor(WAITING_THREADS, "waiting")
@@ -67,7 +67,7 @@ class Ingress:
         settings = load_settings(IngressSettings, user_config, "Ingress.user_config")
         find_style(self.styles, settings.default_style)
         self.settings = settings
-        self.door.limits = limits_of(settings)
+        self.admission.limits = limits_of(settings)
 
     async def stylize(self, data: bytes, order: Order, client: str) -> Picture:
         """Lets the photograph in, before anything is decoded, and sends it along the road."""
@@ -91,8 +91,8 @@ class Ingress:
             TooBusy: if there is none.
         """
         try:
-            ticket = self.door.enter(client, pixels)
-        except Full as full:
+            ticket = self.admission.admit(client, pixels)
+        except QueueFull as full:
             reason = "and there is no room for another"
             if full.is_share:
                 reason = f"{full.own} of them yours, as many as leave room for others"
@@ -111,10 +111,9 @@ class Ingress:
             self.tell()
 
     def tell(self) -> None:
-        door = self.door
-        for gauge, value in zip(
-            self.gauges, (door.waiting_pictures, door.backlog_pixels, door.pixels_per_second), strict=True
-        ):
+        occupancy = self.admission.occupancy
+        values = (occupancy.images, occupancy.pixels, self.admission.pixels_per_second)
+        for gauge, value in zip(self.gauges, values, strict=True):
             gauge.set(value)
 
     async def in_time(self, data: bytes, order: Order) -> Picture | RequestError:

@@ -1,1 +1,1 @@
-"""Admission and batching of requests, in pure asyncio."""
+"""Admission control, batching and rates of work, in pure asyncio."""

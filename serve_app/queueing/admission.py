@@ -1,37 +1,40 @@
-"""Who is let in while pictures wait: the door of one Ingress replica. No asyncio, no Ray.
+"""Admission control of one Ingress replica: which images it accepts while others wait. No asyncio, no Ray.
 
-A picture is let in while all that is inside, itself included, can be painted within `queue_time_s` at the rate that
-was measured here; however slow that is, there is room for `least_pictures`, and however fast, never for more than
-`most_pictures` and `most_pixels`. Nobody's burst takes all of that: a client may hold at most four times what it leaves
-free. One client alone thus fills four fifths, two fill four ninths each, and a client's first picture is let in as
-long as it fits. A picture that finds nobody inside is always let in.
+An image is admitted while all admitted images, itself included, can be painted within `queue_time_s` at the measured
+rate. However slow painting is, `least_pictures` are admitted; however fast it is, never more than `most_pictures` and
+`most_pixels`. No client can take all of that with a burst: it may hold at most four times what it leaves free. So one
+client alone fills four fifths of the limit, two fill four ninths each, and a client's first image is admitted as long
+as it fits. An image that arrives while no other is admitted is always admitted.
 
-Sharing by what is free is the dynamic threshold of Choudhury and Hahne, "Dynamic queue length thresholds for
-shared-memory packet switches" (1998). Equal parts of the whole would leave nothing for a client yet to come.
+Sharing in proportion to the free space is the dynamic threshold of Choudhury and Hahne, "Dynamic queue length
+thresholds for shared-memory packet switches" (1998). Equal parts of the whole would leave nothing for a client that
+arrives later.
 """
 
 import math
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import TracebackType
 
-RESERVE = 1 / 5  # of the room, which one client alone leaves free
-SHARE_OF_FREE = (1 - RESERVE) / RESERVE
+from serve_app.queueing.rate import DecayingRate
 
-HALF_LIFE_S = 30.0  # of what was measured, in seconds of work
+RESERVE = 1 / 5  # of a limit, left free when one client alone holds all that it may
+SHARE_OF_FREE = (1 - RESERVE) / RESERVE  # what a client may hold, as a multiple of what is free
+
+HALF_LIFE_S = 30.0  # of the measured rate, in seconds during which any image was admitted
 MOST_RETRY_AFTER_S = 3600
 
 
 @dataclass(frozen=True)
 class Limits:
-    """What may be inside.
+    """Limits of what may be admitted at a time.
 
     Attributes:
-        queue_time_s: within which all of it should be painted. Where one picture takes longer, `least_pictures` decide.
-        least_pictures: let in however long they take, at least 1.
+        queue_time_s: all admitted images should be painted within it. `least_pictures` may exceed it.
+        least_pictures: images that are admitted however long they take, at least 1.
         most_pictures: never exceeded, at least 1.
-        most_pixels: exceeded only by a picture that is alone.
+        most_pixels: exceeded only by an image that is admitted alone.
     """
 
     queue_time_s: float
@@ -40,17 +43,17 @@ class Limits:
     most_pixels: int
 
 
-class Full(Exception):
-    """There is no room for a picture now.
+class QueueFull(Exception):
+    """There is no room for an image now.
 
     Args:
-        limit_pixels: inside, with this picture, at which it would have been let in; where pictures are counted, as many
-            times the mean of those inside.
-        actual_pixels: that there would have been.
-        position: pictures before it.
-        retry_after_s: until enough of them are painted, 1 to 3600.
-        own: pictures of the same client's before it.
-        is_share: only for what the client holds already; another one's picture would have been let in.
+        limit_pixels: total pixels, this image included, at which it would have been admitted. A limit on the number of
+            images is converted with the mean size of those that are admitted.
+        actual_pixels: total pixels that there would have been with this image.
+        position: images admitted before it.
+        retry_after_s: seconds until enough of them should be painted, 1 to 3600.
+        own: images among them that belong to the same client.
+        is_share: whether only the client's own share is used up; another client's image would have been admitted.
     """
 
     def __init__(
@@ -66,169 +69,149 @@ class Full(Exception):
 
 
 @dataclass
-class Load:
-    """What is inside, of everyone or of one client."""
+class Occupancy:
+    """Number of admitted images and their pixels, of one client or of all."""
 
-    pictures: int = 0
+    images: int = 0
     pixels: int = 0
 
 
-class Rate:
-    """Pixels painted per second of work, the older the less they count.
+class Ticket:
+    """Permission for one admitted image, to be released when it is done.
 
-    Idle time is no work and changes nothing, so that a picture after a quiet hour meets the rate of the last busy one.
+    As a context manager it is released at the end of the block; without an exception the image counts as painted.
     """
 
-    def __init__(self) -> None:
-        self.since_s = 0.0  # seconds of work since a picture was last painted
-        self._pixels = 0.0
-        self._seconds = 0.0
+    def __init__(self, release: Callable[[bool], None]) -> None:
+        self._release: Callable[[bool], None] | None = release
 
-    def work(self, seconds: float) -> None:
-        self.since_s += seconds
-
-    def paint(self, pixels: int) -> None:
-        kept = math.exp2(-self.since_s / HALF_LIFE_S)
-        self._pixels = self._pixels * kept + pixels
-        self._seconds = self._seconds * kept + self.since_s
-        self.since_s = 0.0
-
-    def per_second(self) -> float:
-        """0 before anything was painted; halved again and again while, past a half-life, nothing more is."""
-        measured = self._pixels / self._seconds if self._seconds else 0.0
-        return measured * math.exp2(min(1 - self.since_s / HALF_LIFE_S, 0))
-
-
-class Ticket:
-    """A picture's place inside; as a context manager, painted is what leaves without an exception."""
-
-    def __init__(self, leave: Callable[[bool], None]) -> None:
-        self._leave: Callable[[bool], None] | None = leave
-
-    def leave(self, painted: bool) -> None:
-        """Gives the place back; only the first call counts."""
-        if self._leave is not None:
-            leave, self._leave = self._leave, None
-            leave(painted)
+    def release(self, is_painted: bool) -> None:
+        """Makes room for other images; only the first call counts."""
+        if self._release is not None:
+            release, self._release = self._release, None
+            release(is_painted)
 
     def __enter__(self) -> "Ticket":
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
-        self.leave(painted=kind is None)
+        self.release(is_painted=kind is None)
 
 
-class Door:
-    """Lets pictures in or refuses them, from one event loop.
+class AdmissionController:
+    """Admits images or refuses them. Not thread-safe: for one event loop.
 
     Args:
-        limits: may be changed at any time; who is inside stays inside.
+        limits: may be changed at any time; images that are admitted already stay so.
         clock: seconds, monotonic.
     """
 
     def __init__(self, limits: Limits, clock: Callable[[], float] = time.monotonic) -> None:
         self.limits = limits
         self._clock = clock
-        self._inside = Load()
-        self._clients: dict[str, Load] = {}  # those with pictures inside
-        self._rate = Rate()
-        self._seen_s = clock()
+        self._total = Occupancy()
+        self._clients: dict[str, Occupancy] = {}  # only clients with admitted images
+        self._rate = DecayingRate(HALF_LIFE_S)
+        self._measured_until_s = clock()
 
     @property
-    def waiting_pictures(self) -> int:
-        return self._inside.pictures
-
-    @property
-    def waiting_clients(self) -> int:
-        return len(self._clients)
-
-    @property
-    def backlog_pixels(self) -> int:
-        return self._inside.pixels
+    def occupancy(self) -> Occupancy:
+        """A copy of the number of all admitted images and their pixels."""
+        return replace(self._total)
 
     @property
     def pixels_per_second(self) -> float:
-        """Painted while anything was inside, lately; 0 before anything was painted."""
-        self._look_at_clock()
+        """Rate of painting lately, over the time in which any image was admitted; 0 before anything was painted."""
+        self._measure_time()
         return self._rate.per_second()
 
-    def enter(self, client: str, pixels: int) -> Ticket:
-        """Lets a picture in.
+    def admit(self, client: str, pixels: int) -> Ticket:
+        """Admits one image of a client.
 
         Args:
-            client: whose it is.
-            pixels: of the size that it will be painted at, at least 1.
+            client: name of the client that sent the image.
+            pixels: of the image at the size at which it will be painted, at least 1.
 
         Raises:
-            Full: if there is no room for it.
+            QueueFull: if there is no room for it.
         """
-        self._look_at_clock()
-        if self._inside.pictures:
-            own = self._clients.get(client, Load())
-            may_stay = self._may_stay(own, pixels)
-            if may_stay < 1:
-                raise self._full(own, pixels, max(may_stay, 0.0))
-        own = self._clients.setdefault(client, Load())
-        for load in (own, self._inside):
-            load.pictures += 1
-            load.pixels += pixels
-        return Ticket(lambda painted: self._leave(client, pixels, painted))
+        self._measure_time()
+        if self._total.images:
+            own = self._clients.get(client, Occupancy())
+            fraction = self._admissible_fraction(own, pixels)
+            if fraction < 1:
+                raise self._queue_full(own, pixels, max(fraction, 0.0))
+        own = self._clients.setdefault(client, Occupancy())
+        for occupancy in (own, self._total):
+            occupancy.images += 1
+            occupancy.pixels += pixels
+        return Ticket(lambda is_painted: self._release(client, pixels, is_painted))
 
-    def _leave(self, client: str, pixels: int, painted: bool) -> None:
-        self._look_at_clock()
+    def _release(self, client: str, pixels: int, is_painted: bool) -> None:
+        self._measure_time()
         own = self._clients[client]
-        for load in (own, self._inside):
-            load.pictures -= 1
-            load.pixels -= pixels
-        if not own.pictures:
+        for occupancy in (own, self._total):
+            occupancy.images -= 1
+            occupancy.pixels -= pixels
+        if not own.images:
             del self._clients[client]
-        if painted:
-            self._rate.paint(pixels)
+        if is_painted:
+            self._rate.add(pixels)
 
-    def _look_at_clock(self) -> None:
+    def _measure_time(self) -> None:
         now = self._clock()
-        if self._inside.pictures:
-            self._rate.work(now - self._seen_s)
-        self._seen_s = now
+        if self._total.images:
+            self._rate.advance(now - self._measured_until_s)
+        self._measured_until_s = now
 
-    def _may_stay(self, own: Load, pixels: int) -> float:
-        """The part of what is inside that leaves room for this picture; 1 or more if it can come in now."""
-        limits, inside = self.limits, self._inside
-        in_time = self._rate.per_second() * limits.queue_time_s  # 0 before it is known: promise no more than the least
+    def _admissible_fraction(self, own: Occupancy, pixels: int) -> float:
+        """Returns the fraction of the present occupancy at which an image meets all limits; from 1 on it is admitted.
+
+        Args:
+            own: occupancy of the client that sends the image.
+            pixels: of the image.
+        """
+        limits, total = self.limits, self._total
+        # An unknown rate counts as 0, so that no more than `least_pictures` are admitted before it is measured.
+        pixels_in_time = self._rate.per_second() * limits.queue_time_s
         return min(
-            part_that_may_stay(limits.most_pictures, inside.pictures, own.pictures, 1),
-            part_that_may_stay(limits.most_pixels, inside.pixels, own.pixels, pixels),
+            admissible_fraction(limits.most_pictures, total.images, own.images, 1),
+            admissible_fraction(limits.most_pixels, total.pixels, own.pixels, pixels),
             max(
-                part_that_may_stay(limits.least_pictures, inside.pictures, own.pictures, 1),
-                part_that_may_stay(in_time, inside.pixels, own.pixels, pixels),
+                admissible_fraction(limits.least_pictures, total.images, own.images, 1),
+                admissible_fraction(pixels_in_time, total.pixels, own.pixels, pixels),
             ),
         )
 
-    def _full(self, own: Load, pixels: int, may_stay: float) -> Full:
-        inside, rate = self._inside, self._rate.per_second()
-        must_leave = (1 - may_stay) * inside.pixels + inside.pixels / inside.pictures  # one more: they leave whole
-        # Before anything was painted, all that is known is how long the first has taken already.
-        seconds = must_leave / rate if rate else self._rate.since_s
-        return Full(
-            math.floor(may_stay * inside.pixels) + pixels,
-            inside.pixels + pixels,
-            inside.pictures,
+    def _queue_full(self, own: Occupancy, pixels: int, fraction: float) -> QueueFull:
+        total, rate = self._total, self._rate.per_second()
+        # Images leave whole, so on average one more than the exact number of pixels has to.
+        excess_pixels = (1 - fraction) * total.pixels + total.pixels / total.images
+        # Before anything was painted, the only known duration is how long the first image has taken already.
+        seconds = excess_pixels / rate if rate else self._rate.since_s
+        return QueueFull(
+            math.floor(fraction * total.pixels) + pixels,
+            total.pixels + pixels,
+            total.images,
             math.ceil(min(max(seconds, 1), MOST_RETRY_AFTER_S)),
-            own.pictures,
-            self._may_stay(Load(), pixels) >= 1,
+            own.images,
+            self._admissible_fraction(Occupancy(), pixels) >= 1,
         )
 
 
-def part_that_may_stay(limit: float, inside: int, own: int, size: int) -> float:
-    """How much of what is inside, as a part of it, leaves room for one more under a limit; all in one unit.
+def admissible_fraction(limit: float, total: int, own: int, size: int) -> float:
+    """Returns the fraction of the present occupancy at which one more image meets one limit.
+
+    All arguments are in the same unit, images or pixels. The client's part shrinks in proportion to the whole. A result
+    of 1 or more means that the image meets the limit now; a negative one, that it never does beside others.
 
     Args:
-        limit: of all that is inside.
-        inside: now, more than 0.
-        own: of that, the same client's.
-        size: of the one that asks.
+        limit: of the total.
+        total: present occupancy by all clients, more than 0.
+        own: part of it that belongs to the client of the new image.
+        size: of the new image.
     """
     if not own:
-        return (limit - size) / inside
-    # Solves: part * own + size = SHARE_OF_FREE * (limit - part * inside - size)
-    return (SHARE_OF_FREE * (limit - size) - size) / (own + SHARE_OF_FREE * inside)
+        return (limit - size) / total
+    # Solves fraction * own + size = SHARE_OF_FREE * (limit - fraction * total - size).
+    return (SHARE_OF_FREE * (limit - size) - size) / (own + SHARE_OF_FREE * total)

@@ -31,6 +31,7 @@ FLOORS = {
         "images.resize",
         "images.encode",
         "queueing.batching",
+        "queueing.rate",
         "engine.memory",
         "engine.slots",
         "engine.allocator",
