@@ -1,18 +1,25 @@
-"""How many Stylizers there should be, by pixels: one request may hold sixty times another's work.
+"""The number of Stylizers, decided by pixels: one request may be sixty times the work of another.
 
-Used by name in the YAML, as the deployment's autoscaling policy. Serve applies its delays, factors and bounds to what
-comes out.
+The YAML names `PixelBacklog` as the deployment's autoscaling policy. Serve applies its delays, factors and bounds to
+the number that the policy returns.
 """
 
 import time
 from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
+from serve_app.queueing.rate import DecayingRate
+
 STATS = ("busy", "waiting_pixels", "pixels_per_second", "pixels_per_picture")
+
+# Of the measured rates, in seconds of device time. As long as the Ingress's, so that both judge a backlog by the same
+# measurement. On a CPU, where a batch takes seconds, it averages over several; on a GPU over hundreds of all sizes.
+# A slow first batch is forgotten within minutes of work.
+HALF_LIFE_S = 30.0
 
 
 class Context(Protocol):
-    """What is read of Serve's AutoscalingContext."""
+    """The part of Serve's AutoscalingContext that the policy reads."""
 
     current_num_replicas: int
     target_num_replicas: int
@@ -21,10 +28,10 @@ class Context(Protocol):
 
 
 class PixelBacklog:
-    """Replicas for what is being painted, and for painting what waits in time.
+    """An autoscaling policy: enough replicas for the present work, and to paint the waiting images in time.
 
     Args:
-        drain_s: seconds within which what waits should be painted.
+        drain_s: seconds within which the waiting images should be painted.
         busy: the part of its time that a replica should be painting, above 0 and at most 1.
     """
 
@@ -33,10 +40,11 @@ class PixelBacklog:
         self._busy = busy
 
     def __call__(self, ctx: Context) -> tuple[float, dict[str, Any]]:
+        """Returns the number of replicas that are needed, not rounded, and an empty state."""
         stats = ctx.aggregated_metrics or {}
         busy, waiting, rates, sizes = (list((stats.get(name) or {}).values()) for name in STATS)
         rates = [rate for rate in rates if rate > 0]
-        if not rates:  # nobody has painted yet: nothing to go by
+        if not rates:  # no replica has painted yet, so there is no rate to decide by
             return ctx.target_num_replicas, {}
         rate = sum(rates) / len(rates)
         size = sum(sizes) / len(sizes) if sizes else 0.0
@@ -44,38 +52,52 @@ class PixelBacklog:
         return sum(busy) / self._busy + backlog / (rate * self._drain_s), {}
 
 
-class Work:
-    """What one Stylizer reports for `PixelBacklog`: its device's time and pixels, old ones fading.
+class WorkReport:
+    """Measures the work of one Stylizer, for `PixelBacklog`.
 
     Args:
         clock: seconds, monotonic.
     """
 
-    FADING = 0.8  # kept of what was known of rate and size, at each batch
-
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
-        self._told_s = clock()
+        self._reported_s = clock()
         self._busy_s = 0.0
-        self._pixels = self._seconds = self._pictures = 0.0
+        self._pixels = DecayingRate(HALF_LIFE_S)
+        self._images = DecayingRate(HALF_LIFE_S)
 
-    def painted(self, pictures: int, pixels: int, seconds: float) -> None:
-        """One batch, and how long the device was in use since the one that ended before it."""
-        self._busy_s += seconds
-        self._pixels = self._pixels * self.FADING + pixels
-        self._seconds = self._seconds * self.FADING + seconds
-        self._pictures = self._pictures * self.FADING + pictures
+    def add_batch(self, images: int, pixels: int, busy_s: float) -> None:
+        """Counts one batch.
+
+        Args:
+            images: in the batch.
+            pixels: of all of them.
+            busy_s: how long the device was in use since the batch that ended before this one.
+        """
+        self._busy_s += busy_s
+        for rate, amount in ((self._pixels, pixels), (self._images, images)):
+            rate.advance(busy_s)
+            rate.add(amount)
 
     def report(self, waiting_pixels: int, running_for_s: float) -> dict[str, float]:
-        """Since the last report; `busy` is 1 where a batch has been running all the time."""
+        """Returns the figures of `STATS`, and begins a new period.
+
+        `busy` is the part of the period in which the device was in use: 1 if one batch has run all the time. The period
+        began with the last report. The rates cover the latest work, whenever that was.
+
+        Args:
+            waiting_pixels: pixels of the images that wait now.
+            running_for_s: seconds since the oldest batch on the device was started, 0 if there is none.
+        """
         now = self._clock()
-        span_s, self._told_s = now - self._told_s, now
-        busy_s = max(self._busy_s, min(running_for_s, span_s))
+        period_s, self._reported_s = now - self._reported_s, now
+        busy_s = max(self._busy_s, min(running_for_s, period_s))
         self._busy_s = 0.0
+        pixels_per_second, images_per_second = self._pixels.per_second(), self._images.per_second()
         figures = (
-            min(busy_s / span_s, 1.0) if span_s > 0 else 0.0,
+            min(busy_s / period_s, 1.0) if period_s > 0 else 0.0,
             float(waiting_pixels),
-            self._pixels / self._seconds if self._seconds else 0.0,
-            self._pixels / self._pictures if self._pictures else 0.0,
+            pixels_per_second,
+            pixels_per_second / images_per_second if images_per_second else 0.0,
         )
         return dict(zip(STATS, figures, strict=True))

@@ -12,7 +12,7 @@ from ray import serve
 from ray.serve.metrics import Gauge, Histogram
 
 from serve_app.deployments import metrics
-from serve_app.deployments.autoscaling import Work
+from serve_app.deployments.autoscaling import WorkReport
 from serve_app.errors import RequestError
 from serve_app.frames import Frame, Photo, Size
 from serve_app.queueing.batching import Batcher
@@ -118,7 +118,7 @@ class Watch:
     """Metrics of the batches, and what autoscaling goes by."""
 
     def __init__(self) -> None:
-        self.work = Work()
+        self.work = WorkReport()
         self.batch_size = Histogram(metrics.BATCH_SIZE, "Pictures in a batch.", metrics.BATCH_SIZES)
         self.queue_s = Histogram(metrics.QUEUE_SECONDS, "From a picture's arrival to its batch.", metrics.SECONDS)
         self.batch_s = Histogram(metrics.BATCH_SECONDS, "Of a batch on the device.", metrics.SECONDS)
@@ -126,7 +126,7 @@ class Watch:
         self.waiting_pixels = Gauge(metrics.WAITING_PIXELS, "Their pixels.")
 
     def on_batch(self, key: Key, size: int, pixels: int, waits_s: list[float], ran_s: float, busy_s: float) -> None:
-        self.work.painted(size, pixels, busy_s)
+        self.work.add_batch(size, pixels, busy_s)
         self.batch_size.observe(size)
         self.batch_s.observe(ran_s)
         for wait_s in waits_s:

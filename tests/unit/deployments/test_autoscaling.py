@@ -1,14 +1,14 @@
-"""How many Stylizers pixels ask for, from what they report."""
+"""The number of Stylizers that the policy asks for, and the figures that it decides by."""
 
 import pytest
 import yaml
 from shared import ROOT
 
-from serve_app.deployments.autoscaling import STATS, PixelBacklog, Work
+from serve_app.deployments.autoscaling import STATS, PixelBacklog, WorkReport
 
 
 class Now:
-    """Serve's context, as far as the policy reads it."""
+    """The part of Serve's context that the policy reads."""
 
     def __init__(self, target: int, queued: float = 0, **stats: list[float]) -> None:
         self.current_num_replicas = self.target_num_replicas = target
@@ -40,17 +40,17 @@ def test_idle_replicas_ask_for_none() -> None:
     assert replicas(Now(4, **idle(4))) == 0
 
 
-def test_as_many_are_kept_as_are_busy() -> None:
+def test_busy_replicas_are_kept() -> None:
     assert replicas(Now(4, **idle(4) | {"busy": [1.0, 1.0, 0.9, 0.5]}), busy=0.85) == pytest.approx(4)
 
 
-def test_what_waits_is_to_be_painted_in_time() -> None:
+def test_waiting_pixels_ask_for_enough_replicas_to_paint_them_in_time() -> None:
     waiting = idle(2) | {"waiting_pixels": [3e6, 5e6]}
     assert replicas(Now(2, **waiting), drain_s=4) == pytest.approx(2)
     assert replicas(Now(2, **waiting), drain_s=2) == pytest.approx(4)
 
 
-def test_requests_that_wait_at_handles_count_by_the_mean_picture() -> None:
+def test_requests_that_wait_at_handles_count_as_images_of_the_mean_size() -> None:
     assert replicas(Now(1, queued=32, **idle(1)), drain_s=4) == pytest.approx(2)
     large = idle(1) | {"pixels_per_picture": [1e6]}
     assert replicas(Now(1, queued=32, **large), drain_s=4) == pytest.approx(8)
@@ -63,11 +63,11 @@ class Clock:
         return self.now
 
 
-def test_report_tells_the_busy_part_of_the_time_since_the_last_one() -> None:
+def test_report_states_the_busy_part_of_the_time_since_the_last_one() -> None:
     clock = Clock()
-    work = Work(clock)
+    work = WorkReport(clock)
     clock.now = 10
-    work.painted(2, 500_000, 4)
+    work.add_batch(2, 500_000, 4)
     assert work.report(123, 0) == {
         "busy": pytest.approx(0.4),
         "waiting_pixels": 123,
@@ -81,7 +81,7 @@ def test_report_tells_the_busy_part_of_the_time_since_the_last_one() -> None:
 
 def test_batch_that_still_runs_counts_as_busy() -> None:
     clock = Clock()
-    work = Work(clock)
+    work = WorkReport(clock)
     clock.now = 10
     assert work.report(0, running_for_s=5)["busy"] == pytest.approx(0.5)
     clock.now = 20
@@ -89,16 +89,43 @@ def test_batch_that_still_runs_counts_as_busy() -> None:
     assert work.report(0, running_for_s=15)["busy"] == 0  # no time has passed
 
 
-def test_rate_follows_the_latest_batches() -> None:
-    work = Work(Clock())
-    work.painted(1, 1_000_000, 10)
-    for _ in range(30):
-        work.painted(1, 1_000_000, 1)
+def test_rate_and_mean_size_follow_the_latest_batches() -> None:
+    work = WorkReport(Clock())
+    work.add_batch(1, 4_000_000, 40)
+    report = work.report(0, 0)
+    assert report["pixels_per_second"] == pytest.approx(1e5)
+    assert report["pixels_per_picture"] == pytest.approx(4e6)
+    for _ in range(300):
+        work.add_batch(2, 1_000_000, 1)
+    report = work.report(0, 0)
+    assert report["pixels_per_second"] == pytest.approx(1e6, rel=0.02)
+    assert report["pixels_per_picture"] == pytest.approx(500_000, rel=0.02)
+
+
+def test_one_small_batch_changes_the_rate_little() -> None:
+    work = WorkReport(Clock())
+    for _ in range(60):
+        work.add_batch(1, 1_000_000, 1)
+    work.add_batch(1, 4096, 0.3)
     assert work.report(0, 0)["pixels_per_second"] == pytest.approx(1e6, rel=0.02)
 
 
-def test_report_has_the_figures_that_the_policy_reads() -> None:
-    assert tuple(Work(Clock()).report(0, 0)) == STATS
+def test_rate_is_not_reduced_while_a_batch_runs_or_the_device_is_idle() -> None:
+    clock = Clock()
+    work = WorkReport(clock)
+    work.add_batch(1, 1_000_000, 1)
+    clock.now += 3600
+    assert work.report(0, running_for_s=600)["pixels_per_second"] == pytest.approx(1e6)
+
+
+def test_batch_that_took_no_time_on_the_clock_is_no_division_by_zero() -> None:
+    work = WorkReport(Clock())
+    work.add_batch(1, 1_000_000, 0)
+    assert work.report(0, 0) == dict.fromkeys(STATS, 0.0)
+
+
+def test_report_holds_the_figures_that_the_policy_reads() -> None:
+    assert tuple(WorkReport(Clock()).report(0, 0)) == STATS
 
 
 def test_prod_names_the_policy() -> None:
