@@ -1,5 +1,7 @@
-"""Strict reading of Serve config files. Serve's own schema drops keys that it does not know in silence, so a misspelt
-`max_ongoing_request: 9` vanishes; here every key is checked, Serve's and this service's.
+"""Strict reading of Serve config files.
+
+Serve's own schema silently drops keys that it does not know, so a misspelt `max_ongoing_request: 9` has no effect. Here
+every key is checked, Serve's and this service's.
 """
 
 import types
@@ -25,7 +27,7 @@ from serve_app.settings import (
 )
 
 BUILDER = "serve_app.app:build"
-SERVES_MAX_ONGOING_REQUESTS = 5  # what Serve takes where a deployment does not say
+SERVE_MAX_ONGOING_REQUESTS = 5  # Serve's default
 USER_CONFIGS: dict[str, type[StrictModel]] = {
     "Ingress": IngressSettings,
     "Codec": CodecSettings,
@@ -34,9 +36,10 @@ USER_CONFIGS: dict[str, type[StrictModel]] = {
 
 
 class UniqueKeyLoader(yaml.SafeLoader):
-    """Refuses a key that is given twice, of which YAML readers keep the last in silence."""
+    """Refuses a key that is given twice; other YAML readers silently keep the last value."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        """Builds the mapping of a YAML node."""
         seen: set[Any] = set()
         for key_node, _ in node.value:
             key = self.construct_object(key_node)
@@ -49,21 +52,38 @@ class UniqueKeyLoader(yaml.SafeLoader):
 
 
 def lint(path: Path) -> list[str]:
-    """What is wrong with a config file, one sentence each, keys named by their path; empty if nothing is."""
+    """Returns what is wrong with a config file, one sentence each, naming keys by their path; empty if it is fine."""
+    return read(path)[1]
+
+
+def load_config(path: Path) -> ServeDeploySchema:
+    """Reads a config file that is to be deployed.
+
+    Raises:
+        SettingsError: with all that `lint` finds, a line each.
+    """
+    config, findings = read(path)
+    if findings:
+        raise SettingsError("\n".join(findings))
+    return ServeDeploySchema.model_validate(config)
+
+
+def read(path: Path) -> tuple[Any, list[str]]:
+    """Returns the content of a config file and the findings in it."""
     try:
         config = yaml.load(path.read_text(encoding="utf-8"), UniqueKeyLoader)  # noqa: S506 (it is a SafeLoader)
     except OSError as error:
-        return [f"{path}: cannot be read: {error.strerror}"]
+        return None, [f"{path}: cannot be read: {error.strerror}"]
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        return [f"{path}: not YAML: {' '.join(str(error).split())}"]
+        return None, [f"{path}: not YAML: {' '.join(str(error).split())}"]
     if not isinstance(config, dict):
-        return [f"{path}: not a Serve config: the file must hold keys such as `applications`"]
+        return None, [f"{path}: not a Serve config: the file must hold keys such as `applications`"]
     findings = [*unknown_keys(ServeDeploySchema, config, ""), *wrong_values(config), *own_findings(config)]
-    return [f"{path}: {finding}" for finding in dict.fromkeys(findings)]
+    return config, [f"{path}: {finding}" for finding in dict.fromkeys(findings)]
 
 
 def unknown_keys(model: type[BaseModel], values: Mapping[str, Any], where: str) -> Iterator[str]:
-    """Walks the schema's models beside the values."""
+    """Yields the keys that the schema's models, nested as the values are, do not have."""
     for key, value in values.items():
         place = f"{where}.{key}" if where else str(key)
         field = model.model_fields.get(key)
@@ -78,6 +98,7 @@ def unknown_keys(model: type[BaseModel], values: Mapping[str, Any], where: str) 
 
 
 def unknown_runtime_env_keys(values: Mapping[str, Any], where: str) -> Iterator[str]:
+    """Yields unknown keys of a runtime environment, and variables that are not text."""
     known = sorted(RuntimeEnv.known_fields)
     for key in values:
         if key not in known:
@@ -89,7 +110,7 @@ def unknown_runtime_env_keys(values: Mapping[str, Any], where: str) -> Iterator[
 
 
 def model_in(annotation: Any) -> type[BaseModel] | None:
-    """The pydantic model that an annotation holds, through Optional, Union and List."""
+    """Returns the pydantic model inside an annotation, looking through Optional, Union and list."""
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return annotation
     if get_origin(annotation) in (Union, types.UnionType, list):
@@ -98,6 +119,7 @@ def model_in(annotation: Any) -> type[BaseModel] | None:
 
 
 def wrong_values(config: dict[str, Any]) -> Iterator[str]:
+    """Yields values that Serve's schema refuses."""
     yield from violations(ServeDeploySchema, config, "")
     for index, application in enumerate(listed(config, "applications")):
         for number, deployment in enumerate(listed(application, "deployments")):
@@ -108,6 +130,7 @@ def wrong_values(config: dict[str, Any]) -> Iterator[str]:
 
 
 def violations(model: type[BaseModel], values: dict[str, Any], where: str) -> Iterator[str]:
+    """Yields values that one model refuses, except unknown keys, which `unknown_keys` names."""
     try:
         model.model_validate(values)
     except ValidationError as error:
@@ -118,7 +141,7 @@ def violations(model: type[BaseModel], values: dict[str, Any], where: str) -> It
 
 
 def own_findings(config: dict[str, Any]) -> Iterator[str]:
-    """This service's own keys in applications that it builds."""
+    """Yields findings on this service's own keys, in applications that it builds."""
     for index, application in enumerate(listed(config, "applications")):
         where, import_path = f"applications.{index}", str(application.get("import_path"))
         if import_path != BUILDER:
@@ -133,6 +156,7 @@ def own_findings(config: dict[str, Any]) -> Iterator[str]:
 
 
 def deployment_findings(deployment: dict[str, Any], where: str) -> Iterator[str]:
+    """Yields findings on one deployment: its name, its `user_config`, and limits that contradict each other."""
     name = str(deployment.get("name"))
     model = USER_CONFIGS.get(name)
     if model is None:
@@ -141,7 +165,7 @@ def deployment_findings(deployment: dict[str, Any], where: str) -> Iterator[str]
     user_config = deployment.get("user_config") or {}
     findings = list(wrong_settings(model, user_config, f"{where}.user_config"))
     yield from findings
-    ongoing = deployment.get("max_ongoing_requests", SERVES_MAX_ONGOING_REQUESTS)
+    ongoing = deployment.get("max_ongoing_requests", SERVE_MAX_ONGOING_REQUESTS)
     if findings or not isinstance(ongoing, int):
         return
     if name == "Ingress":
@@ -161,6 +185,7 @@ def deployment_findings(deployment: dict[str, Any], where: str) -> Iterator[str]
 
 
 def wrong_settings(model: type[StrictModel], values: Any, where: str) -> Iterator[str]:
+    """Yields what a settings model refuses."""
     if not isinstance(values, dict):
         yield f"{where}: must hold keys"
         return
@@ -171,5 +196,6 @@ def wrong_settings(model: type[StrictModel], values: Any, where: str) -> Iterato
 
 
 def listed(values: Mapping[str, Any], key: str) -> list[dict[str, Any]]:
+    """Returns the mappings in the list at `key`; empty if there is no list."""
     items = values.get(key)
     return [item for item in items if isinstance(item, dict)] if isinstance(items, list) else []

@@ -4,6 +4,7 @@ import argparse
 import os
 import sys
 from collections.abc import Callable
+from importlib.metadata import version
 from pathlib import Path
 
 from serve_app.errors import AnimeganError, StyleError
@@ -19,13 +20,14 @@ from serve_app.styles.catalogue import (
 
 
 def main() -> int:
+    """Runs one command, and returns the exit status."""
     options = parse_arguments()
     command: Callable[[argparse.Namespace], int] = options.command
     try:
         status = command(options)
-        sys.stdout.flush()  # here, where a reader that has gone away is no surprise
+        sys.stdout.flush()  # here, where a closed pipe is handled
         return status
-    except BrokenPipeError:  # `| head` has read enough; what is still buffered must not fail once more at exit
+    except BrokenPipeError:  # `| head` has read enough; the rest of the buffer must not fail again at exit
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except (AnimeganError, OSError) as error:
@@ -36,7 +38,9 @@ def main() -> int:
 
 
 def parse_arguments() -> argparse.Namespace:
+    """Parses the command line; the function to run is in `command`."""
     parser = argparse.ArgumentParser(prog="animegan", description="Photographs to anime with AnimeGANv2, on Ray Serve.")
+    parser.add_argument("--version", action="version", version=f"animegan-serve {version('animegan-serve')}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
     run = commands.add_parser("run", help="serve a config file on this machine until Ctrl-C")
@@ -76,17 +80,19 @@ def parse_arguments() -> argparse.Namespace:
 
 
 def run_service(options: argparse.Namespace) -> int:
+    """`animegan run`."""
     from serve_app.cli.supervisor import run
 
     return run(options.config or default_config(), options.dashboard)
 
 
 def default_config() -> Path:
-    """configs/local.yaml: inside the package in a wheel, beside it in a clone."""
+    """Returns configs/local.yaml: inside the package in a wheel, beside it in a clone."""
     return shipped_dir().parent / "configs" / "local.yaml"
 
 
 def check_configs(options: argparse.Namespace) -> int:
+    """`animegan check`."""
     from serve_app.cli.config_lint import lint
 
     findings = [finding for path in options.configs for finding in lint(path)]
@@ -95,6 +101,7 @@ def check_configs(options: argparse.Namespace) -> int:
 
 
 def list_styles(options: argparse.Namespace) -> int:
+    """`animegan styles list`."""
     installed = installed_styles()
     rows: list[tuple[Style, str]] = [(style, "installed") for style in installed.values()]
     rows += [(style, "can be pulled") for name, style in read_catalogue().items() if name not in installed]
@@ -106,6 +113,7 @@ def list_styles(options: argparse.Namespace) -> int:
 
 
 def pull_styles(options: argparse.Namespace) -> int:
+    """`animegan styles pull`."""
     from serve_app.engine.checkpoints import read_checkpoint, save_style
     from serve_app.styles.downloads import download
 
@@ -123,6 +131,7 @@ def pull_styles(options: argparse.Namespace) -> int:
 
 
 def import_style(options: argparse.Namespace) -> int:
+    """`animegan styles import`."""
     from pydantic import ValidationError
 
     from serve_app.engine.checkpoints import read_checkpoint, save_style
@@ -151,6 +160,7 @@ def import_style(options: argparse.Namespace) -> int:
 
 
 def export_style(options: argparse.Namespace) -> int:
+    """`animegan export`."""
     from serve_app.engine.onnx import export_onnx
 
     installed = installed_styles()
@@ -165,8 +175,10 @@ def export_style(options: argparse.Namespace) -> int:
 
 
 def style_path(name: str) -> Path:
+    """Returns the file that a style is installed in."""
     return local_dir() / f"{name}.safetensors"
 
 
 def report_installed(style: Style) -> None:
+    """Tells the user that a style has been installed."""
     print(f"{style.name} is installed ({style.licence}); restart the service to paint with it")

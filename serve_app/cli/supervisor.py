@@ -1,4 +1,4 @@
-"""`animegan run`: starts the serving process, makes the first SIGINT or SIGTERM its end, and waits for that."""
+"""`animegan run`: starts the serving process, and stops it in order at the first SIGINT or SIGTERM."""
 
 import os
 import signal
@@ -10,30 +10,23 @@ from pathlib import Path
 from types import FrameType
 
 STOP_TIMEOUT_S = 90
-# Until Ray is imported, which takes seconds, SIGINT simply ends it: interrupted imports print a page of traceback.
-SERVING = """
-import signal, sys
-signal.signal(signal.SIGINT, signal.SIG_DFL)
-from serve_app.cli.local_cluster import main
-signal.signal(signal.SIGINT, signal.default_int_handler)
-sys.exit(main())
-"""
 
 
 def run(config: Path, dashboard: bool = False) -> int:
-    """Serves a config file until SIGINT or SIGTERM; the exit status for the shell.
+    """Serves a config file until SIGINT or SIGTERM, and returns the exit status for the shell.
 
     Args:
-        dashboard: start Ray's too.
+        config: a Serve config file.
+        dashboard: start Ray's dashboard too.
     """
-    command = [sys.executable, "-c", SERVING, str(config)]
+    command = [sys.executable, "-m", "serve_app.cli.local_cluster", str(config)]
     if dashboard:
         command.append("--dashboard")
-    # Before the child starts: a shell's background jobs ignore SIGINT, and the child would inherit that and never stop.
+    # Before the child starts: background jobs of a shell ignore SIGINT, and a child that inherits that never stops.
     ignore_signals = raise_on_signals()
     serving = None
     try:
-        # A session of its own: a terminal's Ctrl-C reaches this process alone, and stopping happens once, in order.
+        # In a session of its own: Ctrl-C in a terminal then reaches only this process, which stops the child in order.
         serving = subprocess.Popen(command, start_new_session=True)
         return serving.wait()
     except Stop:
@@ -46,11 +39,11 @@ def run(config: Path, dashboard: bool = False) -> int:
 
 
 class Stop(BaseException):
-    """SIGINT or SIGTERM came."""
+    """Raised in the main thread by the first SIGINT or SIGTERM."""
 
 
 def raise_on_signals() -> Callable[[], None]:
-    """Turns the first SIGINT or SIGTERM into `Stop`; returns a function that makes later ones harmless."""
+    """Makes the first SIGINT or SIGTERM raise `Stop`, and returns a function that ignores later ones."""
 
     def on_signal(number: int, frame: FrameType | None) -> None:
         ignore()
@@ -66,14 +59,16 @@ def raise_on_signals() -> Callable[[], None]:
 
 
 def stop(serving: "subprocess.Popen[bytes]") -> None:
-    """SIGINT makes it shut the application and its Ray down in order; a process that hangs is killed."""
+    """Sends SIGINT, on which it shuts down the application and its Ray in order; a process that hangs is killed."""
     is_running = serving.poll() is None
     if is_running:
         serving.send_signal(signal.SIGINT)
         with suppress(subprocess.TimeoutExpired):
             serving.wait(STOP_TIMEOUT_S)
-    with suppress(ProcessLookupError):  # also of one that has ended: a Ray whose start is interrupted leaves its agents
+    with suppress(
+        ProcessLookupError
+    ):  # also after it has ended: a Ray whose start is interrupted leaves its agents behind
         os.killpg(serving.pid, signal.SIGKILL)
     serving.wait()
     if is_running:
-        print("stopped", flush=True)  # Ray's own last line looks like a failure
+        print("stopped", flush=True)  # because the last line that Ray prints looks like a failure

@@ -42,7 +42,7 @@ FLOORS = {
     },
     3: {"web.routes", "web.problems", "engine.stylist", "engine.onnx"},
     4: {"deployments.ingress", "deployments.codec", "deployments.stylizer"},
-    5: {"app", "cli.main", "cli.config_lint", "cli.supervisor", "cli.local_cluster"},
+    5: {"app", "cli.main", "cli.config_lint", "cli.supervisor", "cli.local_cluster.service"},
 }
 TORCH_ROOMS = {
     "engine.generator",
@@ -59,7 +59,7 @@ def module_name(path: Path) -> str:
 
 
 def modules() -> dict[str, Path]:
-    return {module_name(path): path for path in PACKAGE.rglob("*.py") if path.name != "__init__.py"}
+    return {module_name(path): path for path in PACKAGE.rglob("*.py") if not path.name.startswith("__")}
 
 
 def imports(path: Path, top_level_only: bool = False) -> set[str]:

@@ -1,29 +1,64 @@
-"""What the serving process makes of the ways in which a start can fail, without a Ray."""
+"""How the serving process ends when a start fails, without a Ray."""
 
+import socket
 from pathlib import Path
-from typing import Any
 
-import click
 import pytest
+import yaml
+from ray.serve.schema import ServeDeploySchema
 from service import LOCAL_CONFIG, changed_config
 
-from serve_app.cli import local_cluster as serving
+from serve_app.cli.local_cluster import service as local_cluster
 
 
 @pytest.fixture
-def config(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
-    monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:1")  # a cluster, so that no Ray is started
-    changed_config(LOCAL_CONFIG, tmp_path / "config.yaml")
-    return tmp_path / "config.yaml"
+def config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A config on a free port, and no Ray to be started by mistake."""
+
+    def start_ray(*_: object, **__: object) -> None:
+        raise AssertionError("Ray was started")
+
+    monkeypatch.setattr("ray.init", start_ray)
+    path = tmp_path / "config.yaml"
+    changed_config(LOCAL_CONFIG, path)
+    return path
 
 
-@pytest.mark.parametrize(("ends_with", "told"), [(SystemExit, serving.StartError), (click.Abort, KeyboardInterrupt)])
-def test_an_end_of_serve_run_is_told(
-    monkeypatch: pytest.MonkeyPatch, config: Path, ends_with: type[BaseException], told: type[BaseException]
+def run_main(config: Path, monkeypatch: pytest.MonkeyPatch) -> int:
+    monkeypatch.setattr("sys.argv", ["local_cluster", str(config)])
+    return local_cluster.main()
+
+
+def test_wrong_config_ends_the_start_with_every_finding(
+    config: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def end(*_: Any, **__: Any) -> None:
-        raise ends_with
+    config.write_text(config.read_text().replace("queue_time_s", "queue_tim_s").replace("num_cpus", "num_cpu"))
+    assert run_main(config, monkeypatch) == 1
+    errors = capsys.readouterr().err
+    assert "queue_tim_s: unknown key, did you mean queue_time_s?" in errors
+    assert "num_cpu: unknown key, did you mean num_cpus?" in errors
 
-    monkeypatch.setattr(serving, "serve_command", end)
-    with pytest.raises(told):
-        serving.start(config)
+
+def test_taken_port_ends_the_start_before_ray(
+    config: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", yaml.safe_load(config.read_text())["http_options"]["port"]))
+        taken.listen()
+        assert run_main(config, monkeypatch) == 1
+    assert "is taken; stop what listens there, or set http_options.port in" in capsys.readouterr().err
+
+
+def test_config_is_read_once_and_deployed_as_it_was_read(config: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    document = yaml.safe_load(config.read_text())
+    deployed: list[ServeDeploySchema] = []
+
+    def start_ray(*_: object, **__: object) -> None:
+        config.write_text("not: a config")  # a second read would see this
+
+    monkeypatch.setattr("ray.init", start_ray)
+    monkeypatch.setattr(local_cluster, "deploy", deployed.append)
+    monkeypatch.setattr(local_cluster, "wait_until_ready", lambda address: None)
+    local_cluster.start(config)
+    assert [each.http_options.port for each in deployed] == [document["http_options"]["port"]]
+    assert deployed[0].applications[0].args == document["applications"][0]["args"]

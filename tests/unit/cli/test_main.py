@@ -38,7 +38,7 @@ def test_import_takes_eps_from_the_resize_mode_unless_it_is_given(
     assert (style.resize, style.eps) == (options[1], eps)
 
 
-def test_import_keeps_what_it_was_told_of_the_style(
+def test_import_keeps_the_given_description_of_the_style(
     file: Path, styles_dir: Path, animegan: RunCommand, capsys: pytest.CaptureFixture[str]
 ) -> None:
     options = ["--resize", "align", "--title", "My Style", "--licence", "CC0", "--credit", "me"]
@@ -172,6 +172,8 @@ def test_reader_that_goes_away_is_no_error(unbuffered: str) -> None:
     ]
     environment = os.environ | {"PYTHONUNBUFFERED": unbuffered}
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
+    assert process.stdout
+    assert process.stderr
     process.stdout.close()
     assert process.stderr.read() == ""
     assert process.wait(60) == 1

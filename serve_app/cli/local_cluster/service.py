@@ -1,8 +1,8 @@
-"""A config file served by a Ray of its own on this machine: the process that `animegan run` starts and stops.
+"""Serves a config file on a Ray of its own on this machine.
 
-Like `serve run`, but without Ray's dashboard, it says when the service is ready, and it ends with a reason when the
-deployment fails, on which `serve run` sleeps on. SIGINT shuts the application and its Ray down in order. RAY_ADDRESS
-names a cluster to use instead.
+It does what `serve run` does, without Ray's dashboard. It also says when the service is ready, and exits with a reason
+if the deployment fails, where `serve run` sleeps on. SIGINT shuts down the application and its Ray in order. If
+RAY_ADDRESS names a cluster, that is used instead of a Ray of its own.
 """
 
 import argparse
@@ -14,20 +14,18 @@ import sys
 import time
 from pathlib import Path
 
-import click
 import ray
 import requests
-import yaml
 from ray import serve
+from ray.serve.context import _get_global_client
 from ray.serve.schema import ServeDeploySchema
-from ray.serve.scripts import cli as serve_command
 
-from serve_app.cli.config_lint import lint
-from serve_app.errors import AnimeganError
+from serve_app.cli.config_lint import load_config
+from serve_app.errors import AnimeganError, SettingsError
 
 POLL_S = 0.5
 READY_TIMEOUT_S = 300
-SERVES_NAMESPACE = "serve"  # where `serve run` puts what it starts
+SERVE_NAMESPACE = "serve"  # the namespace that `serve run` uses
 
 
 class StartError(AnimeganError):
@@ -35,6 +33,7 @@ class StartError(AnimeganError):
 
 
 def main() -> int:
+    """Serves until SIGINT, and returns the exit status."""
     parser = argparse.ArgumentParser()
     parser.add_argument("config", type=Path)
     parser.add_argument("--dashboard", action="store_true")
@@ -42,9 +41,9 @@ def main() -> int:
     try:
         start(options.config, options.dashboard)
         signal.pause()
-    except StartError as error:
+    except (StartError, SettingsError) as error:
         shut_down()
-        print(f"animegan: {error}", file=sys.stderr)  # after all that Ray had to say
+        print(f"animegan: {error}", file=sys.stderr)  # after everything that Ray prints
         return 1
     except KeyboardInterrupt:
         shut_down()
@@ -52,43 +51,38 @@ def main() -> int:
 
 
 def start(config: Path, dashboard: bool = False) -> None:
-    """Serves a config file, and returns when it is ready.
+    """Deploys a config file, and returns when the service is ready.
 
     Args:
-        config: is linted first.
-        dashboard: start Ray's too: eleven processes, 220 MB, and `serve status` works.
+        config: a Serve config file.
+        dashboard: start Ray's dashboard too. It takes eleven processes and 220 MB; `serve status` needs it.
 
     Raises:
-        StartError: if the config is wrong, its port is taken, or the deployment fails or takes too long.
+        SettingsError: naming everything that is wrong with the config.
+        StartError: if its port is taken, or the deployment fails or takes too long.
     """
-    if findings := lint(config):
-        raise StartError("\n".join(findings))
-    document = ServeDeploySchema.model_validate(yaml.safe_load(config.read_text(encoding="utf-8")))
+    document = load_config(config)
     host, port = http_address(document)
     if port_is_taken(host, port):
         raise StartError(
             f"port {port} of {host} is taken; stop what listens there, or set http_options.port in {config}"
         )
     print(f"starting {config} ...", flush=True)
-    if "RAY_ADDRESS" not in os.environ:  # left to itself Ray joins whatever ran last, dead or not
+    if "RAY_ADDRESS" not in os.environ:  # by itself Ray would join whatever cluster ran last here, alive or not
         context = ray.init(
-            "local", namespace=SERVES_NAMESPACE, include_dashboard=dashboard, logging_level=logging.WARNING
+            "local", namespace=SERVE_NAMESPACE, include_dashboard=dashboard, logging_level=logging.WARNING
         )
         if dashboard:
-            print(f"Ray's dashboard: http://{context.dashboard_url} (it asks for what `ray get-auth-token` prints)")
-        start_serve(document)
-    try:
-        serve_command(["run", "--non-blocking", str(config)], standalone_mode=False)
-    except click.Abort:  # what click makes of SIGINT
-        raise KeyboardInterrupt from None
-    except SystemExit:  # it has printed a traceback, and would have said that all went well
-        raise StartError("`serve run` gave up; see above") from None
+            print(f"Ray's dashboard: http://{context.dashboard_url} (it asks for the token of `ray get-auth-token`)")
+    else:
+        ray.init(namespace=SERVE_NAMESPACE)
+    deploy(document)
     wait_until_ready(f"http://{host}:{port}")
     print_welcome(f"http://{host}:{port}")
 
 
-def start_serve(document: ServeDeploySchema) -> None:
-    """As `serve run` would, which leaves the controller and the proxy louder than the document says."""
+def deploy(document: ServeDeploySchema) -> None:
+    """Starts Serve and submits the config, as `serve run` does, with the config's logging level in all processes."""
     logging.getLogger("ray.serve").setLevel(logging.WARNING)
     serve.start(
         proxy_location=document.proxy_location,
@@ -97,26 +91,37 @@ def start_serve(document: ServeDeploySchema) -> None:
         controller_options=document.controller_options,
         logging_config=document.logging_config,
     )
+    # Serve has no public call that deploys a config file from Python: its REST API needs the dashboard.
+    client = _get_global_client()
+    assert client is not None  # Serve has been started above
+    client.deploy_apps(document, _blocking=False)
 
 
 def shut_down() -> None:
+    """Shuts down the application and Ray, if Ray has been started."""
     if ray.is_initialized():
         serve.shutdown()  # type: ignore[no-untyped-call]
         ray.shutdown()
 
 
 def http_address(document: ServeDeploySchema) -> tuple[str, int]:
-    """Where this machine reaches it."""
+    """Returns the host and port at which this machine reaches the service."""
     host, port = document.http_options.host, document.http_options.port
     return ("127.0.0.1" if host in ("0.0.0.0", "::") else host), port
 
 
 def port_is_taken(host: str, port: int) -> bool:
+    """Returns whether something listens on the port."""
     with socket.socket() as probe:
         return probe.connect_ex((host, port)) == 0
 
 
 def wait_until_ready(address: str) -> None:
+    """Returns when `/readyz` answers 200.
+
+    Raises:
+        StartError: if the deployment fails or takes too long.
+    """
     deadline = time.monotonic() + READY_TIMEOUT_S
     while not answers(f"{address}/readyz"):
         if reason := failure():
@@ -127,6 +132,7 @@ def wait_until_ready(address: str) -> None:
 
 
 def answers(url: str) -> bool:
+    """Returns whether a GET is answered with 200."""
     try:
         return requests.get(url, timeout=5).status_code == 200
     except requests.RequestException:
@@ -134,7 +140,7 @@ def answers(url: str) -> bool:
 
 
 def failure() -> str | None:
-    """Why an application failed to deploy; None while it has not."""
+    """Returns why an application failed to deploy, or None if none has failed."""
     for application in serve.status().applications.values():
         if application.status == "DEPLOY_FAILED":
             messages = [application.message, *(deployment.message for deployment in application.deployments.values())]
@@ -143,9 +149,10 @@ def failure() -> str | None:
 
 
 def print_welcome(address: str) -> None:
+    """Prints the address and a command to try."""
     print(
         f"""
-ready: {address}           (a page to drop photographs on; API at {address}/docs)
+ready: {address}           (drop photographs on this page; the API is described at {address}/docs)
 
   curl --fail-with-body --data-binary @photo.jpg '{address}/v1/stylize' -o painted.jpg
 
