@@ -14,12 +14,12 @@ from serve_app.settings import Settings, load_settings
 
 
 def build(args: dict[str, Any]) -> serve.Application:
-    """The application `animegan`, from the YAML's `args`.
+    """Returns the application `animegan`; Serve calls it with the `args` of the YAML.
 
     Raises:
         SettingsError: naming each wrong key of `args`.
     """
     settings = load_settings(Settings, args, "args")
-    # Serve's decorator makes Deployments of these classes, and types them as if it did not.
+    # Serve's decorator turns these classes into Deployments, but its types do not say so.
     ingress, codec, stylizer = (cast("serve.Deployment", part) for part in (Ingress, Codec, Stylizer))
     return ingress.bind(settings, codec.bind(), stylizer.bind(settings))

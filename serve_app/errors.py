@@ -1,4 +1,4 @@
-"""Everything that can go wrong, once.
+"""The tree of everything that can go wrong.
 
     AnimeganError
     ├── SettingsError             a wrong key or value in a configuration, found at start-up
@@ -12,6 +12,7 @@
         ├── TooManyBytes      413
         ├── TooManyPixels     413
         ├── TooLargeToPaint   413
+        ├── DecodeMemory      413
         ├── UnsupportedFormat 415
         ├── BrokenImage       422
         ├── TooSmall          422
@@ -19,7 +20,7 @@
         ├── NotReady          503
         └── OutOfMemory       503
 
-Request errors cross process borders: constructors take positional arguments only, or they would not unpickle.
+Request errors are sent between processes. Pickle rebuilds them from `args`, so constructors take positional arguments.
 """
 
 from typing import Any, ClassVar
@@ -30,26 +31,27 @@ class AnimeganError(Exception):
 
 
 class SettingsError(AnimeganError):
-    pass
+    """A wrong key or value in a configuration, found at start-up."""
 
 
 class DeviceError(AnimeganError):
-    pass
+    """The device that was asked for is missing or cannot be used, found at start-up."""
 
 
 class StyleError(AnimeganError):
-    pass
+    """A style that cannot be installed, loaded or exported."""
 
 
 class RequestError(AnimeganError):
     """A refusal with an HTTP status, a code, and a sentence for the client.
 
     Args:
-        detail: what happened and what to do next; it is shown to the client, so never an exception's own text.
+        detail: what happened and what to do next. Clients see it, so it is never the text of another exception.
         limit: the number that was exceeded, where there is one.
         actual: the number that the request came with.
+        unit: of `limit` and `actual`: bytes, pixels, seconds. Pixels are those of a side where a side is limited.
         retry_after_s: seconds after which the same request may succeed.
-        position: pictures before it.
+        position: how many images are ahead of this one.
     """
 
     status: ClassVar[int] = 500
@@ -59,15 +61,17 @@ class RequestError(AnimeganError):
     def __init__(
         self,
         detail: str,
-        limit: int | None = None,
-        actual: int | None = None,
+        limit: float | None = None,
+        actual: float | None = None,
+        unit: str | None = None,
         retry_after_s: int | None = None,
         position: int | None = None,
     ) -> None:
-        super().__init__(detail, limit, actual, retry_after_s, position)
+        super().__init__(detail, limit, actual, unit, retry_after_s, position)
         self.detail = detail
         self.limit = limit
         self.actual = actual
+        self.unit = unit
         self.retry_after_s = retry_after_s
         self.position = position
 
@@ -75,7 +79,7 @@ class RequestError(AnimeganError):
         return self.detail
 
     def problem(self) -> dict[str, Any]:
-        """The members of a problem document (RFC 9457)."""
+        """Returns the members of a problem document (RFC 9457)."""
         members: dict[str, Any] = {
             "type": f"urn:animegan-serve:{self.code}",
             "title": self.title,
@@ -83,62 +87,95 @@ class RequestError(AnimeganError):
             "code": self.code,
             "detail": self.detail,
         }
-        numbers = {
+        optional = {
             "limit": self.limit,
             "actual": self.actual,
+            "unit": self.unit,
             "position": self.position,
             "retry_after_s": self.retry_after_s,
         }
-        return members | {name: number for name, number in numbers.items() if number is not None}
+        return members | {name: value for name, value in optional.items() if value is not None}
 
 
 class NoImage(RequestError):
+    """A request without a photograph."""
+
     status, code, title = 400, "no-image", "No image in the request"
 
 
 class BadOption(RequestError):
+    """An option with a wrong name or value."""
+
     status, code, title = 400, "bad-option", "An option is not valid"
 
 
 class UnknownStyle(RequestError):
+    """A style that is not installed."""
+
     status, code, title = 404, "unknown-style", "No such style"
 
 
 class DeadlineExceeded(RequestError):
+    """A request that was not painted in the time that it was given."""
+
     status, code, title = 408, "deadline-exceeded", "The time given was not enough"
 
 
 class TooManyBytes(RequestError):
+    """An upload over the limit of bytes."""
+
     status, code, title = 413, "too-many-bytes", "The upload is too large"
 
 
 class TooManyPixels(RequestError):
+    """A photograph whose header states more pixels than are decoded here."""
+
     status, code, title = 413, "too-many-pixels", "The picture has too many pixels"
 
 
 class TooLargeToPaint(RequestError):
+    """An image whose painting would exceed the memory budget."""
+
     status, code, title = 413, "too-large-to-paint", "Painting the picture takes more memory than there is"
 
 
+class DecodeMemory(RequestError):
+    """A photograph whose decoding would exceed the memory budget."""
+
+    status, code, title = 413, "decode-memory", "Decoding the picture takes more memory than there is"
+
+
 class UnsupportedFormat(RequestError):
+    """A file in a format that is not read here."""
+
     status, code, title = 415, "unsupported-format", "Not a picture format that is read here"
 
 
 class BrokenImage(RequestError):
+    """A file that is damaged, malformed or incomplete."""
+
     status, code, title = 422, "broken-image", "The picture cannot be decoded"
 
 
 class TooSmall(RequestError):
+    """An image with a painted side under the generator's minimum."""
+
     status, code, title = 422, "too-small", "The picture is too small to paint"
 
 
 class TooBusy(RequestError):
+    """A request refused because too many are waiting."""
+
     status, code, title = 429, "too-busy", "Too many pictures are waiting"
 
 
 class NotReady(RequestError):
+    """A request that came before the service could paint."""
+
     status, code, title = 503, "not-ready", "The service is starting"
 
 
 class OutOfMemory(RequestError):
+    """An image for which there was not enough memory at this moment."""
+
     status, code, title = 503, "out-of-memory", "Not enough memory for this picture"

@@ -1,6 +1,9 @@
-"""What travels between the replicas. Sizes are (height, width) everywhere; convert at Pillow's door only."""
+"""The data that travels through the service, and its types.
 
-from dataclasses import dataclass, field, replace
+Sizes are (height, width) everywhere, as a `Size`; they are converted where Pillow is called.
+"""
+
+from dataclasses import dataclass, field
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -11,6 +14,9 @@ Precision = Literal["auto", "fp32", "fp16", "bf16"]
 ImageFormat = Literal["jpeg", "webp", "png", "avif"]
 ResizeMode = Literal["align", "half", "tf"]
 
+Frame = NDArray[np.uint8]  # (H, W, 3), RGB, sRGB
+Plane = NDArray[np.uint8]  # (H, W)
+
 
 class Size(NamedTuple):
     """Height and width of an image in pixels."""
@@ -20,10 +26,12 @@ class Size(NamedTuple):
 
     @property
     def pixels(self) -> int:
+        """Height times width."""
         return self.height * self.width
 
     @property
     def longer_side(self) -> int:
+        """The larger of height and width."""
         return max(self)
 
     @property
@@ -36,19 +44,17 @@ class Size(NamedTuple):
         return f"{self.width} x {self.height}"
 
 
-Frame = NDArray[np.uint8]  # (H, W, 3), RGB, sRGB
-Plane = NDArray[np.uint8]  # (H, W)
-
-
 @dataclass(frozen=True)
-class Order:
-    """What one request asks for, every default filled in.
+class StylizeRequest:
+    """A client's request, with every default filled in.
 
     Attributes:
-        max_side: pixels of the longer painted side at most.
-        multiple: painted sides are rounded down to a multiple of this, for the style's sake.
+        style: name of an installed style.
+        max_side: the longer painted side in pixels, at most.
+        multiple: painted sides are rounded down to a multiple of this, because the style needs it.
+        format: of the answer.
         quality: 1 to 100, or None for the format's default.
-        timeout_s: from being let in to the answer.
+        timeout_s: seconds from admission to the answer.
     """
 
     style: str
@@ -60,8 +66,36 @@ class Order:
 
 
 @dataclass(frozen=True)
+class DecodedImage:
+    """A photograph's pixels, ready to be painted.
+
+    Attributes:
+        frame: upright, sRGB, composited on white, at the size it will be painted at.
+        alpha: its transparency at that size; None where the photograph is opaque.
+        original: the upright size before resizing.
+    """
+
+    frame: Frame
+    alpha: Plane | None
+    original: Size
+
+    @property
+    def size(self) -> Size:
+        """The size that it will be painted at."""
+        height, width = self.frame.shape[:2]
+        return Size(height, width)
+
+
+@dataclass(frozen=True)
 class Receipt:
-    """What was done to a photograph; `timings_ms` grows along the way, in the order of the road."""
+    """A record of what was done to a photograph.
+
+    Attributes:
+        style: that it was painted in.
+        original: its upright size.
+        painted: the size of the painting.
+        timings_ms: milliseconds of each step, in the order of the steps.
+    """
 
     style: str
     original: Size
@@ -70,24 +104,13 @@ class Receipt:
 
     @property
     def resized(self) -> bool:
+        """Whether the painting has another size than the photograph."""
         return self.painted != self.original
 
-    def timed(self, **timings_ms: float) -> "Receipt":
-        return replace(self, timings_ms=self.timings_ms | timings_ms)
-
 
 @dataclass(frozen=True)
-class Photo:
-    """The one carrier: decode makes it, stylize replaces its frame, encode turns it into a Picture."""
-
-    frame: Frame
-    alpha: Plane | None
-    receipt: Receipt
-
-
-@dataclass(frozen=True)
-class Picture:
-    """An encoded answer."""
+class EncodedImage:
+    """A painting as the bytes of an image file."""
 
     data: bytes
     media_type: str

@@ -1,7 +1,7 @@
-"""Every setting, once, with its unit in its name. YAML keys are these field names.
+"""All settings. YAML keys are the names of these fields, and units are part of the names.
 
-`Settings` is the application's `args`: it shapes the graph and the engine, and changing it rebuilds them. The other
-three are each the `user_config` of the deployment that uses it, and may change while the service runs.
+`Settings` is the application's `args`: it shapes the graph and the engine, and changing it rebuilds them. Each of the
+other three is the `user_config` of one deployment, and may change while the service runs.
 """
 
 import difflib
@@ -25,10 +25,12 @@ from serve_app.errors import SettingsError
 from serve_app.frames import Device, ImageFormat, Precision
 
 MIB = 2**20
-MIN_SIDE = 8  # pixels: the generator divides by four and then reflects one pixel at each edge
+MIN_SIDE = 8  # pixels: the generator shrinks to a quarter, and then reflects one pixel at each edge
 
 
 class StrictModel(BaseModel):
+    """A model that refuses unknown keys and cannot be changed."""
+
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
@@ -36,13 +38,13 @@ class Settings(StrictModel):
     """The application's `args`.
 
     Attributes:
-        device: `auto` takes CUDA where Ray grants a GPU, else the CPU. `cpu` says that a granted GPU is not meant.
+        device: `auto` uses CUDA if Ray grants a GPU, else the CPU. `cpu` uses the CPU even if a GPU is granted.
         precision: of the generator; `auto` is fp16 on CUDA and fp32 on a CPU.
-        memory_bytes: that painting may add to an idle Stylizer, as 600MB or 2GiB; default, on CUDA what the GPU share
-            leaves, else the replica's `memory`, else half of what is free on the machine.
+        memory_bytes: the most that painting may add to an idle Stylizer, written as 600MB or 2GiB. Default: on CUDA the
+            rest of the GPU share, else the replica's `memory`, else half of the machine's free memory.
         threads: of the generator on a CPU: a number, `share` (the replica's num_cpus) or `host` (every core).
-        styles_dir: pulled and imported styles; default `ANIMEGAN_STYLES_DIR`, else beside the shipped ones.
-        cuda_context_bytes: what a process takes on the card before its first tensor; taken off the allocator's share.
+        styles_dir: folder of pulled and imported styles; default `ANIMEGAN_STYLES_DIR`, else beside the shipped ones.
+        cuda_context_bytes: what a process takes on the card before its first tensor; the allocator gets that much less.
     """
 
     device: Device = "auto"
@@ -54,19 +56,19 @@ class Settings(StrictModel):
 
 
 class IngressSettings(StrictModel):
-    """`user_config` of the Ingress: defaults and limits of a request.
+    """The `user_config` of the Ingress: defaults and limits of a request.
 
     Attributes:
-        default_style: painted with when a request names none.
-        default_format: encoded to when neither `format` nor `Accept` decides.
-        max_side: pixels of the longer painted side; larger photographs are fitted. WebP ends at 16,383.
+        default_style: the style of requests that name none.
+        default_format: the format of answers, if neither `format` nor `Accept` decides.
+        max_side: the longer painted side in pixels, at most; larger photographs are fitted. WebP ends at 16,383.
         max_bytes: of one upload.
-        queue_time_s: a picture is let in while all that one Ingress has let in can be painted within it.
-        queue_least_pictures: let in however long they take.
-        queue_most_pictures: let in at most.
-        queue_most_pixels: of them together, as they are painted.
-        timeout_s: that a picture may take once it is let in; a request may ask for less.
-        trusted_proxies: networks whose X-Forwarded-For is believed when the queue is shared between clients.
+        queue_time_s: an image is admitted while all that one Ingress has admitted can be painted within this time.
+        queue_least_pictures: so many images are admitted however long they take.
+        queue_most_pictures: no more images are admitted at a time.
+        queue_most_pixels: no more pixels are admitted at a time, counted as they are painted.
+        timeout_s: seconds from admission to the answer, at most; a request may ask for less.
+        trusted_proxies: networks of proxies whose X-Forwarded-For tells clients apart.
     """
 
     default_style: str = "toon"
@@ -82,11 +84,11 @@ class IngressSettings(StrictModel):
 
 
 class CodecSettings(StrictModel):
-    """`user_config` of the Codec.
+    """The `user_config` of the Codec.
 
     Attributes:
-        max_pixels: of a photograph as its header states it, before anything is decoded.
-        memory_bytes: that all decodes under way in one replica may take; others wait. As 600MB or 1GiB.
+        max_pixels: of a photograph, as its header states them; checked before anything is decoded.
+        memory_bytes: the most that all decodes of one replica take at a time, written as 600MB or 1GiB; others wait.
     """
 
     max_pixels: PositiveInt = 64_000_000
@@ -94,15 +96,14 @@ class CodecSettings(StrictModel):
 
 
 class StylizerSettings(StrictModel):
-    """`user_config` of the Stylizer.
+    """The `user_config` of the Stylizer.
 
     Attributes:
-        max_batch_size: pictures painted together: on a GPU of one style and size; on a CPU side by side, of any, large
-            ones no more than it has threads.
-        linger_s: that a picture on an idle device waits for others of its size; 0 waits for nobody.
-        release_after_s: idle seconds after which memory that painting has left free goes back to the system; the next
-            picture pays for asking again.
-        stuck_after_s: a batch that runs longer than this makes the replica unhealthy, and Serve replaces it.
+        max_batch_size: images on the device at a time. On a GPU, a batch of one style and size; on a CPU, images of any
+            size painted in parallel, large ones at most one per thread.
+        linger_s: how long an image on an idle device waits for others of its size; 0 does not wait.
+        release_after_s: idle seconds after which free memory goes back to the system. The next image is then slower.
+        stuck_after_s: a batch that runs longer makes the replica unhealthy, and Serve replaces it.
     """
 
     max_batch_size: PositiveInt = 4
@@ -115,7 +116,7 @@ Model = TypeVar("Model", bound=StrictModel)
 
 
 def load_settings(model: type[Model], values: Mapping[str, Any], where: str) -> Model:
-    """Checks YAML values against a settings model.
+    """Checks YAML values and returns them as settings.
 
     Raises:
         SettingsError: naming `where`, each wrong key, and the key that was probably meant.
@@ -123,7 +124,7 @@ def load_settings(model: type[Model], values: Mapping[str, Any], where: str) -> 
     try:
         return model.model_validate(dict(values))
     except ValidationError as error:
-        # The first part of a location is the key; what follows are the model's own inner types.
+        # The first part of a location is the key; the rest names types inside the model.
         problems = [
             describe(f"{where}.{detail['loc'][0]}", detail["type"], detail["msg"], list(model.model_fields))
             for detail in error.errors()
@@ -132,7 +133,7 @@ def load_settings(model: type[Model], values: Mapping[str, Any], where: str) -> 
 
 
 def describe(key: str, kind: str, message: str, known: list[str]) -> str:
-    """One sentence on one wrong key."""
+    """Returns one sentence about one wrong key."""
     if kind != "extra_forbidden":
         return f"{key}: {message}"
     close = difflib.get_close_matches(key.rsplit(".", 1)[-1], known, n=1)

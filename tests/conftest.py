@@ -5,6 +5,7 @@ import pytest
 import torch
 from helpers import make_style, torch_bytes
 from seeding import seeded_state
+from shared import ROOT
 from torch import Tensor
 
 from serve_app.engine.checkpoints import save_style
@@ -12,6 +13,18 @@ from serve_app.engine.generator import Generator
 from serve_app.styles.catalogue import STYLES_DIR_VARIABLE, InstalledStyle, read_installed
 
 RunCommand = Callable[..., int]
+
+MARKERS = {"cluster": ["cluster", "slow"], "browser": ["browser", "slow"], "packaging": ["slow"], "service": ["slow"]}
+QUICK = {ROOT / "tests" / "packaging" / "test_docs.py"}  # reads the documents and installs nothing
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Marks tests by their folder: those that start clusters, browsers, services or installations."""
+    for item in items:
+        if item.path in QUICK:
+            continue
+        for name in MARKERS.get(item.path.relative_to(ROOT / "tests").parts[0], []):
+            item.add_marker(name)
 
 
 @pytest.fixture(scope="session", autouse=True)

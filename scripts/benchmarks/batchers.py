@@ -153,7 +153,7 @@ async def measure_workloads(workloads: Sequence[Workload], make: Callable[[], Su
 
 def measure_ours(waits_ms: Sequence[int | None], workloads: Sequence[Workload]) -> list[list[Figures]]:
     """Measures this project's batcher, which has no wait to set."""
-    from serve_app.queueing.batching import Batcher
+    from serve_app.queueing.batching import Batcher, SerialDevice
 
     def make() -> Submit:
         device = SimulatedDevice()
@@ -161,7 +161,7 @@ def measure_ours(waits_ms: Sequence[int | None], workloads: Sequence[Workload]) 
         async def run(size: int, images: list[SimulatedImage]) -> list[Painted | Exception]:
             return [*await device.paint(images)]
 
-        batcher: Batcher[int, SimulatedImage, Painted] = Batcher(run, MAX_BATCH_SIZE)
+        batcher: Batcher[int, SimulatedImage, Painted] = Batcher(SerialDevice(run), MAX_BATCH_SIZE)
 
         async def submit(image: SimulatedImage) -> Painted:
             return (await batcher.submit(image[1], image)).result

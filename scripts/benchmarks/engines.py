@@ -19,10 +19,10 @@ if TYPE_CHECKING:  # a measured process imports only what its engine needs
     from torch import Tensor
 
     from serve_app.engine.generator import Generator
-    from serve_app.engine.stylist import Stylist
     from serve_app.styles.catalogue import InstalledStyle
 
 QUEUE_LENGTH = 5  # requests that the article sends at once
+UNLIMITED_SIDE = 1 << 16  # pixels: no image is made smaller
 
 Paint = Callable[[int, Size], None]  # paints a batch of so many images of one size
 MakeEngine = Callable[[argparse.Namespace], Paint]
@@ -104,30 +104,24 @@ def strips_engine(precision: Precision) -> MakeEngine:
         strips = StripGenerator(load_generator(style), style.resize, DTYPES[precision], compute)
 
         def paint(batch: int, size: Size) -> None:
-            strips.paint(random_frames(batch, size), strip_rows(*size, batch))
+            strips.paint(random_frames(batch, size), strip_rows(size, batch))
 
         return paint
 
     return make
 
 
-def make_stylist(options: argparse.Namespace, precision: Precision) -> "Stylist":
-    """Makes a Stylizer's engine, on the CPU."""
-    from serve_app.engine.stylist import Stylist
-    from serve_app.settings import Settings
-
-    settings = Settings(device="cpu", precision=precision, threads=options.threads)
-    return Stylist({options.style: installed_style(options)}, settings)
-
-
 def stylist_engine(precision: Precision) -> MakeEngine:
-    """Makes a Stylizer's engine, which paints the images of a batch side by side."""
+    """Makes a Painter, which paints the images of a batch side by side with a Stylizer's engine."""
 
     def make(options: argparse.Namespace) -> Paint:
-        stylist = make_stylist(options, precision)
+        from serve_app.painter import Painter
+
+        painter = Painter(options.style, precision, "cpu", max_side=UNLIMITED_SIDE, threads=options.threads)
 
         def paint(batch: int, size: Size) -> None:
-            raise_failures(stylist.paint(options.style, list(random_frames(batch, size).numpy())))
+            for _ in painter.paint_many(random_frames(batch, size).numpy()):
+                pass
 
         return paint
 
@@ -141,9 +135,11 @@ def mixed_engine(precision: Precision) -> MakeEngine:
     """
 
     def make(options: argparse.Namespace) -> Paint:
-        from serve_app.engine.stylist import WARM_UP_SIDE
+        from serve_app.engine.stylist import WARM_UP_SIDE, Stylist
+        from serve_app.settings import Settings
 
-        stylist = make_stylist(options, precision)
+        settings = Settings(device="cpu", precision=precision, threads=options.threads)
+        stylist = Stylist({options.style: installed_style(options)}, settings)
 
         def paint(at_once: int, size: Size) -> None:
             if size.height == WARM_UP_SIDE:  # `measure` asks for the state of an idle Stylizer
@@ -152,9 +148,10 @@ def mixed_engine(precision: Precision) -> MakeEngine:
             sizes = [varied_size(size.pixels, number) for number in range(VARIED_SIZES)]
             while sizes or painting:
                 waiting = min(at_once - len(painting), len(sizes))
-                if waiting and stylist.lanes.fitting(*sizes[0], waiting, waiting):
+                slot = stylist.slots.reserve(sizes[0], 1, waiting, waiting) if waiting else None
+                if slot is not None:
                     frames = list(random_frames(1, sizes.pop(0)).numpy())
-                    painting.add(stylist.start(options.style, frames, waiting))
+                    painting.add(stylist.start(slot, options.style, frames))
                     continue
                 ended, painting = wait(painting, return_when=FIRST_COMPLETED)
                 for future in ended:

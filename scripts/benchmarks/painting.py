@@ -271,7 +271,7 @@ def painted_in_strips(style: "InstalledStyle", frames: "Tensor", precision: Prec
         painted[:, row : row + strip.shape[1]] = strip
 
     height, width = frames.shape[1:3]
-    strips.run(Frames(frames), frames, strip_rows(height, width, 1), sink)
+    strips.run(Frames(frames), frames, strip_rows(Size(height, width)), sink)
     return painted.permute(0, 3, 1, 2)
 
 
@@ -290,7 +290,7 @@ def size_rows(options: argparse.Namespace) -> Iterator[Row]:
 
     The measured peak is the most that any process took in any of its paintings: a prediction must hold for all.
     """
-    from serve_app.engine.memory import predict_peak_bytes
+    from serve_app.engine.memory import MemoryModel
 
     for (size, batch), (precision, engine) in itertools.product(BATCHES, STRIPS):
         pixels = size.pixels * batch
@@ -301,7 +301,7 @@ def size_rows(options: argparse.Namespace) -> Iterator[Row]:
             "width x height": str(size),
             "batch": batch,
             "precision": precision,
-            **predicted_beside_measured("predicted", predict_peak_bytes(*size, batch, precision), ours["most"]),
+            **predicted_beside_measured("predicted", MemoryModel(precision).peak_bytes(size, batch), ours["most"]),
             "s": ours["wall"],
             "CPU-s": ours["cpu"],
             "plain MB": round(plain["peak"] / MB) if plain else "",
@@ -315,12 +315,13 @@ def slots(options: argparse.Namespace) -> None:
 
 def slot_rows(options: argparse.Namespace) -> Iterator[Row]:
     """Yields a row for each side, precision and number of slots; the peak is the most that any process took."""
-    from serve_app.engine.memory import predict_peak_bytes
+    from serve_app.engine.memory import MemoryModel
 
     counts = 1, options.threads
     for side, (precision, engine), count in itertools.product(options.sides, STYLISTS, counts):
-        figures = measured(options, engine, "tcmalloc", Size(side, side), count, options.paintings)
-        predicted = predict_peak_bytes(side, side, 1, precision, lanes=count)
+        size = Size(side, side)
+        figures = measured(options, engine, "tcmalloc", size, count, options.paintings)
+        predicted = MemoryModel(precision).peak_bytes(size, slots=count)
         yield {
             "side": side,
             "precision": precision,
@@ -338,14 +339,14 @@ def mixed(options: argparse.Namespace) -> None:
 
 def mixed_rows(options: argparse.Namespace) -> Iterator[Row]:
     """Yields a row for each area, precision and number of slots; the peak is the most that any process took."""
-    from serve_app.engine.memory import planned_bytes
+    from serve_app.engine.memory import MemoryModel
 
     counts = 1, options.threads
     for side, (precision, engine), count in itertools.product(options.sides, MIXED, counts):
         square = Size(side, side)
         figures = measured(options, engine, "tcmalloc", square, count, paintings=1)
         varied = [varied_size(square.pixels, number) for number in range(VARIED_SIZES)]
-        planned = max(planned_bytes(*size, 1, precision, lanes=count) for size in varied)
+        planned = max(MemoryModel(precision).planned_bytes(size, slots=count) for size in varied)
         yield {
             "pixels of": str(square),
             "precision": precision,

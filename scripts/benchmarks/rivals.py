@@ -4,7 +4,7 @@ r"""The same work behind other servers, and behind none: what `scripts/bench ser
     python -m benchmarks.rivals bentoml ours --port 8102     BentoML, likewise
     python -m benchmarks.rivals bare ours --side 512         decodes, paints, encodes in a loop; prints a line of JSON
 
-`plain` is the generator in eager PyTorch, channels last; `ours` is `serve_app.engine.stylist.Stylist`. The images of a
+`plain` is the generator in eager PyTorch, channels last; `ours` is `serve_app.painter.Painter`. The images of a
 batch have one size, so photographs of different sizes must not be sent together. LitServe and BentoML need a Python
 that has them and this project's packages. BentoML needs an older OpenTelemetry than Ray has here, hence an environment
 on top of .venv:
@@ -22,17 +22,16 @@ import os
 import sys
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import Annotated, Any
 
 from benchmarks.paths import READY_PATH, SCRATCH, SCRIPTS, STYLIZE_PATH
 from benchmarks.photographs import photograph
-from serve_app.frames import Frame, Order, Photo, Size
+from serve_app.frames import DecodedImage, Frame, Size, StylizeRequest
 from serve_app.images.decode import decode
 from serve_app.images.encode import encode
-from serve_app.settings import CodecSettings, IngressSettings, Settings
+from serve_app.settings import CodecSettings, IngressSettings
 from serve_app.styles.catalogue import InstalledStyle, installed_styles
 
 # The servers start the workers, so the environment tells these what to run.
@@ -63,18 +62,15 @@ def plain_engine(style: InstalledStyle) -> Paint:
 
 def our_engine(style: InstalledStyle, threads: int) -> Paint:
     """Makes a Stylizer's engine."""
-    from serve_app.engine.stylist import Stylist
+    import numpy as np
 
-    stylist = Stylist({style.name: style}, Settings(device="cpu", threads=threads))
-    stylist.warm_up()
+    from serve_app.painter import Painter
+
+    painter = Painter(style.name, device="cpu", max_side=IngressSettings().max_side, threads=threads)
+    painter.stylist.warm_up()
 
     def paint(frames: Sequence[Frame]) -> Sequence[Frame]:
-        painted = []
-        for outcome in stylist.paint(style.name, frames):
-            if isinstance(outcome, Exception):
-                raise outcome
-            painted.append(outcome)
-        return painted
+        return [np.asarray(painted) for painted in painter.paint_many(frames)]
 
     return paint
 
@@ -98,16 +94,16 @@ def default_style() -> InstalledStyle:
     return installed_styles()[IngressSettings().default_style]
 
 
-def decode_photograph(data: bytes) -> Photo:
+def decode_photograph(data: bytes) -> DecodedImage:
     """Decodes an upload with the service's defaults."""
     style = default_style()
-    order = Order(style.name, IngressSettings().max_side, style.multiple, IngressSettings().default_format)
-    return decode(data, order, CodecSettings().max_pixels)
+    request = StylizeRequest(style.name, IngressSettings().max_side, style.multiple, IngressSettings().default_format)
+    return decode(data, request, CodecSettings().max_pixels)
 
 
-def encode_painting(photo: Photo, frame: Frame) -> bytes:
+def encode_painting(photo: DecodedImage, frame: Frame) -> bytes:
     """Encodes the painted frame of a photograph with the service's defaults."""
-    return encode(replace(photo, frame=frame), IngressSettings().default_format).data
+    return encode(frame, photo.alpha, IngressSettings().default_format)
 
 
 # No server
@@ -143,19 +139,19 @@ def litserve_api() -> type:
         def setup(self, device: str) -> None:
             self.engine = worker_engine()
 
-        def decode_request(self, request: Annotated[bytes, Body(media_type="image/jpeg")]) -> Photo:
+        def decode_request(self, request: Annotated[bytes, Body(media_type="image/jpeg")]) -> DecodedImage:
             return decode_photograph(request)
 
-        def batch(self, inputs: list[Photo]) -> list[Photo]:
+        def batch(self, inputs: list[DecodedImage]) -> list[DecodedImage]:
             return inputs
 
-        def predict(self, x: list[Photo]) -> list[tuple[Photo, Frame]]:
+        def predict(self, x: list[DecodedImage]) -> list[tuple[DecodedImage, Frame]]:
             return list(zip(x, self.engine([photo.frame for photo in x]), strict=True))
 
-        def unbatch(self, output: list[tuple[Photo, Frame]]) -> list[tuple[Photo, Frame]]:
+        def unbatch(self, output: list[tuple[DecodedImage, Frame]]) -> list[tuple[DecodedImage, Frame]]:
             return output
 
-        def encode_response(self, output: tuple[Photo, Frame]) -> Response:
+        def encode_response(self, output: tuple[DecodedImage, Frame]) -> Response:
             return Response(encode_painting(*output), media_type="image/jpeg")
 
     return StylizeAPI

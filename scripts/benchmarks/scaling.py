@@ -15,7 +15,6 @@ import signal
 import sys
 import threading
 import time
-from dataclasses import replace
 from typing import Any, cast
 
 import yaml
@@ -42,26 +41,23 @@ LOAD = "load"  # the load generator
 
 def application(replicas: int, paint_s: float) -> Any:
     """Returns the application of `serve_app.app.build`, with local.yaml's deployments and Stylizers that sleep."""
+    import ray
     from ray import serve
 
     from serve_app.deployments.codec import Codec
     from serve_app.deployments.ingress import Ingress
-    from serve_app.errors import RequestError
-    from serve_app.frames import Frame, Photo
-    from serve_app.queueing.batching import Batcher
+    from serve_app.deployments.steps import Decoded, Painted
+    from serve_app.frames import Frame
+    from serve_app.queueing.batching import Batcher, SerialDevice
     from serve_app.settings import Settings
 
     class SimulatedStylizer:
         def __init__(self) -> None:
-            self.batcher: Batcher[str, Frame, Frame] = Batcher(self._paint, 1)
+            self.batcher: Batcher[str, Frame, Frame] = Batcher(SerialDevice(self._paint), 1)
 
-        async def paint(self, decoded: list[Any], expires_s: float | None = None) -> Photo | RequestError:
-            photo: Photo | RequestError = await decoded[0]
-            if isinstance(photo, RequestError):
-                return photo
-            done = await self.batcher.submit(photo.receipt.style, photo.frame)
-            receipt = photo.receipt.timed(queue=1000 * done.queued_s, paint=1000 * done.ran_s)
-            return replace(photo, frame=done.result, receipt=receipt)
+        async def paint(self, decoded: Decoded, style: str, expires_s: float | None = None) -> Painted:
+            done = await self.batcher.submit(style, await decoded.frame)
+            return Painted(ray.put(done.result), 1000 * done.ran_s)
 
         async def _paint(self, style: str, frames: list[Frame]) -> list[Frame | Exception]:
             await asyncio.sleep(paint_s * len(frames))

@@ -1,0 +1,1 @@
+"""The Ray Serve replicas of the service, their metrics and their autoscaling."""

@@ -1,16 +1,12 @@
-"""The HTTP replica: bytes in, bytes out. It sends a photograph along the road and never touches pixels."""
+"""The HTTP replica: bytes in, bytes out. It sends a photograph from step to step and never touches pixels."""
 
 import asyncio
-import functools
 import logging
 import time
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import replace
 from typing import Any
 
-import ray
 from ray import serve
 from ray.exceptions import RayError, RayTaskError, TaskCancelledError
 from ray.serve.exceptions import BackPressureError, RayServeException
@@ -19,9 +15,12 @@ from ray.serve.metrics import Counter, Gauge
 from starlette.types import ASGIApp
 
 from serve_app.deployments import metrics
+from serve_app.deployments.steps import Decoded, Encoded, Painted
 from serve_app.errors import DeadlineExceeded, RequestError, TooBusy
-from serve_app.frames import Order, Picture
-from serve_app.images.decode import painted_pixels
+from serve_app.frames import EncodedImage, Receipt, StylizeRequest
+from serve_app.images.decode import ImageHeader, read_header
+from serve_app.images.encode import MEDIA_TYPES
+from serve_app.images.resize import painted_size
 from serve_app.queueing.admission import AdmissionController, Limits, QueueFull
 from serve_app.settings import IngressSettings, Settings, load_settings
 from serve_app.styles.catalogue import find_style, installed_styles, read_catalogue
@@ -30,62 +29,57 @@ from serve_app.web.routes import create_app
 logger = logging.getLogger(__name__)
 
 READY_CACHE_S = 1.0  # load balancers ask often, and each question goes to Serve's one controller
-WAITING_THREADS = 256  # made as needed; more than any max_ongoing_requests of an Ingress
-Boxed = list["ray.ObjectRef[Any]"]  # one reference, out of Serve's sight
-
-BEHIND_THE_DOOR_S = (
-    3  # Retry-After of Serve's own queues, as in prod.yaml: they are full only if the settings do not fit
-)
-WALKS = 3  # of one photograph: painting is pure, so what was on a process that died is sent again
+# Retry-After of Serve's own queues, as in prod.yaml. Admission is stricter, so they fill only if the settings disagree.
+SERVE_RETRY_AFTER_S = 3
+MAX_ATTEMPTS = 3  # at one photograph: painting is pure, so it can be repeated after a replica has died
 
 
 @serve.deployment(user_config={})
 @serve.ingress()
 class Ingress:
-    """Implements `serve_app.web.routes.Pipeline` over deployment handles."""
+    """Implements `serve_app.web.pipeline.Pipeline` over deployment handles."""
 
     def __init__(self, settings: Settings, codec: DeploymentHandle[Any], stylizer: DeploymentHandle[Any]) -> None:
         self.codec = codec
         self.stylizer = stylizer
         self.settings = IngressSettings()
-        self.admission = AdmissionController(limits_of(self.settings))
+        self.admission = AdmissionController(admission_limits(self.settings))
         self.styles = installed_styles(settings.styles_dir)
         self.catalogue = read_catalogue()
-        self.waiting = ThreadPoolExecutor(WAITING_THREADS, "waiting")
         self.refusals = Counter(metrics.REFUSALS, "Requests refused, by code.", ("code",))
         self.gauges = [
-            Gauge(metrics.INSIDE_PICTURES, "Pictures let in and not yet answered."),
+            Gauge(metrics.INSIDE_PICTURES, "Images admitted and not yet answered."),
             Gauge(metrics.INSIDE_PIXELS, "Their pixels, as they are painted."),
-            Gauge(metrics.PIXELS_PER_SECOND, "Painted while anything was inside, lately."),
+            Gauge(metrics.PIXELS_PER_SECOND, "Pixels painted per second of work, lately."),
         ]
-        self._ready = (False, 0.0)  # answer, when it was asked
+        self._ready = (False, 0.0)  # the answer, and when it was asked for
 
     def __serve_build_asgi_app__(self) -> ASGIApp:
         return create_app(self)
 
     def reconfigure(self, user_config: dict[str, Any]) -> None:
+        """Takes new settings; Serve calls it at the start and when the config changes."""
         settings = load_settings(IngressSettings, user_config, "Ingress.user_config")
-        find_style(self.styles, settings.default_style)
+        find_style(self.styles, settings.default_style, self.catalogue)
         self.settings = settings
-        self.admission.limits = limits_of(settings)
+        self.admission.limits = admission_limits(settings)
 
-    async def stylize(self, data: bytes, order: Order, client: str) -> Picture:
-        """Lets the photograph in, before anything is decoded, and sends it along the road."""
+    async def stylize(self, data: bytes, request: StylizeRequest, client: str) -> EncodedImage:
+        """Admits a photograph by its header, before anything is decoded, and runs it through the pipeline."""
         began = time.monotonic()
         try:
-            pixels = await asyncio.to_thread(painted_pixels, data, order)
+            header = await asyncio.to_thread(read_header, data)
+            pixels = painted_size(header.stored, request.max_side, request.multiple).pixels
             with self.admitted(client, pixels):
-                answer = await self.in_time(data, order)
-                if isinstance(answer, RequestError):
-                    raise answer
-                return with_waits(answer, time.monotonic() - began)
+                steps = await self.with_deadline(data, header, request)
+                return encoded_image(request, steps, 1000 * (time.monotonic() - began))
         except RequestError as refusal:
             self.refusals.inc(tags={"code": refusal.code})
             raise
 
     @contextmanager
     def admitted(self, client: str, pixels: int) -> Iterator[None]:
-        """A place inside, given back on every way out.
+        """Holds a place in the queue, and gives it back however the block ends.
 
         Raises:
             TooBusy: if there is none.
@@ -100,79 +94,71 @@ class Ingress:
                 f"{full.position} pictures are waiting, {reason}; try again in {full.retry_after_s} s.",
                 full.limit_pixels,
                 full.actual_pixels,
+                "pixels",
                 full.retry_after_s,
                 full.position,
             ) from None
-        self.tell()
+        self.update_gauges()
         try:
             with ticket:
                 yield
         finally:
-            self.tell()
+            self.update_gauges()
 
-    def tell(self) -> None:
-        occupancy = self.admission.occupancy
-        values = (occupancy.images, occupancy.pixels, self.admission.pixels_per_second)
-        for gauge, value in zip(self.gauges, values, strict=True):
+    def update_gauges(self) -> None:
+        """Publishes what is admitted now, and the rate that admission decides by."""
+        admitted = self.admission.occupancy
+        for gauge, value in zip(
+            self.gauges, (admitted.images, admitted.pixels, self.admission.pixels_per_second), strict=True
+        ):
             gauge.set(value)
 
-    async def in_time(self, data: bytes, order: Order) -> Picture | RequestError:
-        """
+    async def with_deadline(
+        self, data: bytes, header: ImageHeader, request: StylizeRequest
+    ) -> tuple[Decoded, Painted, Encoded]:
+        """Runs the pipeline within the request's `timeout_s`.
+
         Raises:
-            DeadlineExceeded: once `timeout_s` have passed; what has not been painted by then never is.
+            DeadlineExceeded: if that has passed. An image that has not been painted by then never is.
         """
         try:
-            async with asyncio.timeout(order.timeout_s) as limit:
-                return await self.walk_again(data, order, limit)
+            async with asyncio.timeout(request.timeout_s) as timeout:
+                return await self.run_with_retries(data, header, request, timeout)
         except TimeoutError:
             raise DeadlineExceeded(
-                f"The picture was not painted within the {order.timeout_s:g} seconds that it was given. Allow more "
+                f"The picture was not painted within the {request.timeout_s:g} seconds that it was given. Allow more "
                 "time, or try again later."
             ) from None
 
-    async def walk_again(self, data: bytes, order: Order, limit: asyncio.Timeout) -> Picture | RequestError:
-        """Walks anew when a replica or its node has died with the photograph on it."""
-        for _ in range(WALKS - 1):
+    async def run_with_retries(
+        self, data: bytes, header: ImageHeader, request: StylizeRequest, timeout: asyncio.Timeout
+    ) -> tuple[Decoded, Painted, Encoded]:
+        """Runs the pipeline again if a replica or its node has died while it held the photograph or its frame."""
+        for _ in range(MAX_ATTEMPTS - 1):
             try:
-                return await self.walk(data, order, limit)
-            except (RayError, RayServeException) as error:  # the latter where a step's input died with its maker
+                return await self.run_pipeline(data, header, request, timeout)
+            except (RayError, RayServeException) as error:
                 if not is_lost(error):
                     raise
                 logger.warning("a replica was lost with a picture on it (%s); it is sent again", type(error).__name__)
-        return await self.walk(data, order, limit)
+        return await self.run_pipeline(data, header, request, timeout)
 
-    async def walk(self, data: bytes, order: Order, limit: asyncio.Timeout) -> Picture | RequestError:
-        """The whole road: encode(stylize(decode(photo))). Frames pass by reference, from replica to replica."""
-        step: Any = None
-        try:
-            step = self.codec.decode.remote(data, order)
-            decoded = await self.finished(step)
-            expires_s = (limit.when() or 0) - asyncio.get_running_loop().time()
-            step = self.stylizer.paint.remote(decoded, expires_s)
-            painted = await self.finished(step)
-            step = self.codec.encode.remote(painted, order.format, order.quality)
-            answer: Picture | RequestError = await step
-            return answer
-        except BackPressureError:  # Serve's own queues, which stand behind the door
-            raise TooBusy("Too many pictures are waiting; try again shortly.", None, None, BEHIND_THE_DOOR_S) from None
-        except asyncio.CancelledError:  # the client has gone away, or its time is over
-            if step is not None:
-                step.cancel()
-            raise
+    async def run_pipeline(
+        self, data: bytes, header: ImageHeader, request: StylizeRequest, timeout: asyncio.Timeout
+    ) -> tuple[Decoded, Painted, Encoded]:
+        """Decodes, paints and encodes.
 
-    async def finished(self, response: Any) -> Boxed:
-        """Waits for a step without fetching its frame; its reference is for the next step to open.
-
-        Ray starts an actor's calls in the order of one caller: an encode that was sent before its painting is there
-        holds up every decode behind it, and batches never fill. And an argument whose maker was lost would be taken for
-        the loss of whom it is sent to, and sent again without end.
+        Each step is sent when the one before has ended: Ray starts the calls of one caller to an actor in order, so an
+        encode that was sent before its painting is there would hold up every decode behind it.
         """
-        reference = await response._to_object_ref()
-        wait = functools.partial(ray.wait, [reference], fetch_local=False)
-        await asyncio.get_running_loop().run_in_executor(self.waiting, wait)
-        return [reference]
+        decoded: Decoded = await call(self.codec.decode, data, header, request)
+        expires_s = (timeout.when() or 0) - asyncio.get_running_loop().time()
+        painted: Painted = await call(self.stylizer.paint, decoded, request.style, expires_s)
+        encoded: Encoded = await call(self.codec.encode, painted, decoded, request.format, request.quality)
+        return decoded, painted, encoded
 
     async def is_ready(self) -> bool:
+        """Returns whether a model replica has painted its warm-up image."""
         answer, asked = self._ready
         if time.monotonic() - asked > READY_CACHE_S:
             answer = await asyncio.to_thread(has_running_replica, "Stylizer")
@@ -180,13 +166,43 @@ class Ingress:
         return answer
 
 
-def with_waits(picture: Picture, took_s: float) -> Picture:
-    """The picture with all that was not work as its `queue`: waits before each step, and the ways between them."""
-    worked_ms = sum(ms for step, ms in picture.receipt.timings_ms.items() if step != "queue")
-    return replace(picture, receipt=picture.receipt.timed(queue=max(1000 * took_s - worked_ms, 0.0)))
+async def call(method: Any, *args: Any) -> Any:
+    """Calls a replica's method and returns its answer.
+
+    Raises:
+        RequestError: the refusal that the replica answered.
+        TooBusy: if Serve's own queue before the replica is full.
+    """
+    response = method.remote(*args)
+    try:
+        answer = await response
+    except BackPressureError:
+        detail = "Too many pictures are waiting; try again shortly."
+        raise TooBusy(detail, retry_after_s=SERVE_RETRY_AFTER_S) from None
+    except asyncio.CancelledError:  # the client has disconnected, or the deadline has passed
+        response.cancel()
+        raise
+    if isinstance(answer, RequestError):
+        raise answer
+    return answer
 
 
-def limits_of(settings: IngressSettings) -> Limits:
+def encoded_image(request: StylizeRequest, steps: tuple[Decoded, Painted, Encoded], total_ms: float) -> EncodedImage:
+    """Returns the answer with its receipt; whatever was not work in one of the steps was waiting in queues."""
+    decoded, painted, encoded = steps
+    worked_ms = decoded.took_ms + painted.took_ms + encoded.took_ms
+    timings_ms = {
+        "decode": decoded.took_ms,
+        "queue": max(total_ms - worked_ms, 0.0),
+        "paint": painted.took_ms,
+        "encode": encoded.took_ms,
+    }
+    receipt = Receipt(request.style, decoded.original, decoded.painted, timings_ms)
+    return EncodedImage(encoded.data, MEDIA_TYPES[request.format], receipt)
+
+
+def admission_limits(settings: IngressSettings) -> Limits:
+    """Returns the limits of the queue that the settings ask for."""
     return Limits(
         settings.queue_time_s,
         settings.queue_least_pictures,
@@ -196,14 +212,14 @@ def limits_of(settings: IngressSettings) -> Limits:
 
 
 def is_lost(error: Exception) -> bool:
-    """Whether a process, a node or an object is gone, which says nothing about the photograph."""
-    if isinstance(error, RayTaskError):  # raised inside a replica: by its code, or by an argument that was lost
+    """Returns whether a process, a node or an object was lost, which says nothing about the photograph."""
+    if isinstance(error, RayTaskError):  # raised inside a replica: by its code, or because an argument was lost
         return isinstance(error.cause, RayError | RayServeException) and is_lost(error.cause)
     return not isinstance(error, TaskCancelledError)
 
 
 def has_running_replica(deployment: str) -> bool:
-    """Whether a replica of this application's deployment has been constructed, warm-up included, and is in service."""
+    """Returns whether a replica of this application's deployment is in service, its warm-up done."""
     application = serve.status().applications[serve.get_replica_context().app_name]
     states = application.deployments[deployment].replica_states
     return any(state == "RUNNING" and count > 0 for state, count in states.items())

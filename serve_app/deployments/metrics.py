@@ -1,13 +1,13 @@
-"""Names of what the service measures of itself, on Ray's Prometheus port; Ray puts `ray_` before each."""
+"""Names of the service's metrics. Ray publishes them on its Prometheus port with the prefix `ray_`."""
 
-BATCH_SIZE = "animegan_batch_size"  # pictures
-QUEUE_SECONDS = "animegan_queue_seconds"  # of each picture, from its arrival at a Stylizer to its batch
+BATCH_SIZE = "animegan_batch_size"  # images
+QUEUE_SECONDS = "animegan_queue_seconds"  # of each image, from its arrival at a Stylizer to its batch
 BATCH_SECONDS = "animegan_batch_seconds"  # on the device
 WAITING_PICTURES = "animegan_waiting_pictures"  # at a Stylizer
 WAITING_PIXELS = "animegan_waiting_pixels"
-INSIDE_PICTURES = "animegan_inside_pictures"  # let in by an Ingress and not yet answered
+INSIDE_PICTURES = "animegan_inside_pictures"  # admitted by an Ingress and not yet answered
 INSIDE_PIXELS = "animegan_inside_pixels"
-PIXELS_PER_SECOND = "animegan_pixels_per_second"  # as an Ingress measures them, and decides by
+PIXELS_PER_SECOND = "animegan_pixels_per_second"  # that an Ingress measures, and admits by
 REFUSALS = "animegan_refusals"  # by code
 
 BATCH_SIZES = [1.0, 2, 3, 4, 6, 8, 12, 16, 24, 32]

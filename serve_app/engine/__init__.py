@@ -1,1 +1,1 @@
-"""The generator and the painting of frames with it. The only package that imports torch; this module does not."""
+"""The generator and what paints images with it. The only package that imports torch; this module does not."""

@@ -1,8 +1,8 @@
-"""Which malloc this process runs on, and giving memory back to the system.
+"""Which memory allocator this process runs on, and how it returns free memory to the system. No torch.
 
-Painting makes and drops thousands of chunks of a few MiB. glibc maps each anew, or keeps holes between them; tcmalloc
-reuses them. The choice is made where a process is started (`LD_PRELOAD` in the Stylizer's `runtime_env`); here it is
-only looked at.
+Painting allocates and frees thousands of chunks of a few MiB. glibc asks the system for each one anew, or keeps holes
+between them; tcmalloc reuses them. The allocator is chosen where a process is started (`LD_PRELOAD` in the Stylizer's
+`runtime_env`); here it is only detected.
 """
 
 import ctypes
@@ -13,7 +13,7 @@ PRELOADED = ("tcmalloc", "jemalloc", "mimalloc")
 
 
 def running_allocator(maps: Path = Path("/proc/self/maps")) -> str:
-    """`tcmalloc`, `jemalloc` or `mimalloc` where one is preloaded; `system` otherwise."""
+    """Returns `tcmalloc`, `jemalloc` or `mimalloc` if it is preloaded, otherwise `system`."""
     try:
         libraries = {line.rsplit("/", 1)[-1] for line in maps.read_text().splitlines() if "/" in line}
     except OSError:  # not Linux
@@ -22,7 +22,7 @@ def running_allocator(maps: Path = Path("/proc/self/maps")) -> str:
 
 
 def release_free_memory() -> None:
-    """Returns what is free in the allocator's hands to the system; what it costs is to ask for it again."""
+    """Returns the memory that the allocator holds free to the system; the next use has to ask for it again."""
     for name, arguments in (("MallocExtension_ReleaseFreeMemory", ()), ("malloc_trim", (0,))):
         if (function := find_function(name)) is not None:
             function(*arguments)
@@ -30,6 +30,7 @@ def release_free_memory() -> None:
 
 
 def find_function(name: str) -> Callable[..., object] | None:
+    """Returns a C function of a library that is already loaded; None if there is none of that name."""
     try:
         function: Callable[..., object] = getattr(ctypes.CDLL(None), name)
     except (AttributeError, OSError, TypeError):  # other allocators and other systems

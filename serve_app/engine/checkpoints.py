@@ -1,5 +1,7 @@
-"""Checkpoint files to generators and back. Public checkpoints are pickles: they are read with `weights_only=True`,
-checked against the generator's own keys and shapes, and kept as safetensors.
+"""Reads checkpoint files, checks them, and saves and loads styles.
+
+Public checkpoints are pickles. They are read with `weights_only=True`, checked against the generator's own keys and
+shapes, and saved as safetensors.
 """
 
 import io
@@ -22,7 +24,11 @@ Weights = Mapping[str, Tensor]
 
 
 def read_checkpoint(data: bytes, name: str) -> Weights:
-    """The generator's weights from a checkpoint's bytes, PyTorch's or safetensors'.
+    """Returns the generator's weights from a checkpoint, in the format of PyTorch or of safetensors.
+
+    Args:
+        data: the bytes of the file.
+        name: of the file, for error messages.
 
     Raises:
         StyleError: if the bytes are damaged, hold code, or are not this generator's weights.
@@ -33,13 +39,18 @@ def read_checkpoint(data: bytes, name: str) -> Weights:
 
 
 def unpack(data: bytes, name: str) -> Weights:
+    """Returns the tensors in a checkpoint, unchecked.
+
+    Raises:
+        StyleError: if the bytes are damaged, hold code, or are not a plain state dict.
+    """
     try:
         if data[8:9] == b"{":  # safetensors: eight bytes of header length, then JSON
             return load_safetensors(data)
         loaded = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
     except SafetensorError as error:
         raise StyleError(f"{name} is truncated or damaged: {error}") from error
-    except Exception as error:  # the unpickler may raise anything on bytes that are not a checkpoint
+    except Exception as error:  # on bytes that are not a checkpoint, the unpickler may raise anything
         if "Unsupported global" in str(error):
             raise StyleError(
                 f"{name} holds something other than tensors, which could run code on loading; it was not read."
@@ -51,9 +62,10 @@ def unpack(data: bytes, name: str) -> Weights:
 
 
 def check_weights(weights: Weights, name: str) -> None:
-    """
+    """Checks that weights have the generator's keys and shapes, and finite values.
+
     Raises:
-        StyleError: naming the first keys that are missing, unknown, or of another shape, or values that are not finite.
+        StyleError: if they do not; it names the first key that is wrong.
     """
     with torch.device("meta"):
         expected = Generator().state_dict()
@@ -78,22 +90,22 @@ def check_weights(weights: Weights, name: str) -> None:
 
 
 def save_style(weights: Weights, style: Style, path: Path, dtype: torch.dtype = torch.float32) -> None:
-    """Writes a style's file whole or not at all: a partial file never bears the final name."""
+    """Writes a style's file completely or not at all: a partial file never has the final name."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    # Copies: safetensors refuses tensors that share memory, which weights in a checkpoint may.
+    # Copied, because safetensors refuses tensors that share memory, and a checkpoint's weights may.
     tensors = {key: weight.detach().to("cpu", dtype, copy=True).contiguous() for key, weight in weights.items()}
     handle, partial = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     os.close(handle)
     try:
         save_file(tensors, partial, metadata=style.to_header())
-        os.chmod(partial, 0o644)  # mkstemp's file is its owner's alone; other nodes and users read styles
+        os.chmod(partial, 0o644)  # mkstemp lets only the owner read; other nodes and users read styles too
         os.replace(partial, path)
     finally:
         Path(partial).unlink(missing_ok=True)
 
 
 def load_generator(style: InstalledStyle) -> Generator:
-    """The style's generator on the CPU, in eval mode, float32.
+    """Returns the style's generator on the CPU, in eval mode, in float32.
 
     Raises:
         StyleError: if the file is damaged or holds other weights.

@@ -1,11 +1,11 @@
 """The AnimeGANv2 generator: 2,143,552 parameters, RGB in [-1, 1] to RGB in [-1, 1].
 
-Layers after Chen, Liu and Chen, "AnimeGAN: a novel lightweight GAN for photo animation" (2020) and its second version
-(TachibanaYoshino/AnimeGANv2). State-dict keys are those of bryandlee/animegan2-pytorch (MIT), so that the public
-checkpoints load unchanged.
+The layers follow Chen, Liu and Chen, "AnimeGAN: a novel lightweight GAN for photo animation" (2020), and its second
+version (TachibanaYoshino/AnimeGANv2). The keys of the state dict are those of bryandlee/animegan2-pytorch (MIT), so
+that the public checkpoints load unchanged.
 
-GroupNorm with one group normalises over channels and pixels of the whole picture: pad a picture or cut it into tiles
-and every pixel changes. Batches are therefore of one size, never padded.
+GroupNorm with one group normalises over all channels and pixels of an image. If an image were padded or cut into tiles,
+every pixel would change. Therefore the images of a batch have one size, and none is padded.
 """
 
 from collections.abc import Callable
@@ -16,37 +16,37 @@ from torch import Tensor, nn
 
 from serve_app.frames import ResizeMode
 
-SLOPE = 0.2  # of every LeakyReLU
+SLOPE = 0.2  # of every LeakyReLU, for negative values
 
 Pads = tuple[int, int, int, int]  # left, right, top, bottom
 Resize = Callable[[Tensor, int, int], Tensor]
 
 
 def align_resize(x: Tensor, height: int, width: int) -> Tensor:
-    """Bilinear with aligned corners, to any size."""
+    """Resizes bilinearly with aligned corners, to any size."""
     return F.interpolate(x, size=(height, width), mode="bilinear", align_corners=True)
 
 
 def half_resize(x: Tensor, height: int, width: int) -> Tensor:
-    """Bilinear with half-pixel centres, to exactly twice the size."""
+    """Resizes bilinearly with half-pixel centres, to exactly twice the size."""
     return F.interpolate(x, size=(height, width), mode="bilinear", align_corners=False)
 
 
 def tf_resize(x: Tensor, height: int, width: int) -> Tensor:
-    """TensorFlow 1's legacy bilinear, to exactly twice the size: samples at `out / 2`, clamped at the far edges.
+    """Resizes as TensorFlow 1's legacy bilinear, to exactly twice the size: samples at `out / 2`, clamped at the ends.
 
-    One replicated row and column make n + 1 samples; aligned corners then step by exactly 1/2 from n + 1 to 2n + 1.
+    One replicated row and column give n + 1 samples. From n + 1 to 2n + 1, aligned corners step by exactly 1/2.
     """
     padded = F.pad(x, (0, 1, 0, 1), mode="replicate")
-    grown = F.interpolate(padded, size=(height + 1, width + 1), mode="bilinear", align_corners=True)
-    return grown[:, :, :height, :width]
+    resized = F.interpolate(padded, size=(height + 1, width + 1), mode="bilinear", align_corners=True)
+    return resized[:, :, :height, :width]
 
 
 RESIZES: dict[ResizeMode, Resize] = {"align": align_resize, "half": half_resize, "tf": tf_resize}
 
 
 class ConvNormLReLU(nn.Sequential):
-    """Reflect-pad, convolution, GroupNorm of one group, LeakyReLU."""
+    """Reflection padding, convolution, GroupNorm with one group, LeakyReLU."""
 
     def __init__(
         self,
@@ -68,19 +68,22 @@ class ConvNormLReLU(nn.Sequential):
 
     @property
     def pads(self) -> Pads:
+        """The padding in pixels: left, right, top, bottom."""
         return cast(nn.ReflectionPad2d, self[0]).padding
 
     @property
     def conv(self) -> nn.Conv2d:
+        """The convolution."""
         return cast(nn.Conv2d, self[1])
 
     @property
     def norm(self) -> nn.GroupNorm:
+        """The norm."""
         return cast(nn.GroupNorm, self[2])
 
 
 class InvertedResidual(nn.Module):
-    """Inverted residual block of expansion 2; the input is added where the channel counts agree."""
+    """Inverted residual block with expansion 2; adds its input if it has as many channels as its output."""
 
     def __init__(self, in_channels: int, out_channels: int, eps: float) -> None:
         super().__init__()
@@ -94,17 +97,18 @@ class InvertedResidual(nn.Module):
         )
 
     def forward(self, x: Tensor) -> Tensor:
+        """Maps (N, in_channels, H, W) to (N, out_channels, H, W)."""
         out: Tensor = self.layers(x)
         return out.add_(x) if self.is_residual else out
 
 
 class Generator(nn.Module):
-    """Paints a batch of pictures: (N, 3, H, W) to (N, 3, H, W), both in [-1, 1].
+    """Paints a batch of images: (N, 3, H, W) to (N, 3, H, W), both in [-1, 1].
 
     Args:
-        resize: how the two decoder stages grow, a property of the checkpoint. `align` takes any H, W >= 8; `half` and
-            `tf` need multiples of 4.
-        eps: added to the variance in every norm, a property of the checkpoint too (1e-12 in TensorFlow's layer norm).
+        resize: how the two decoder stages double the size, a property of the checkpoint. `align` takes any H, W >= 8;
+            `half` and `tf` need multiples of 4.
+        eps: added to the variance in every norm, also a property of the checkpoint (1e-12 in TensorFlow's layer norm).
     """
 
     def __init__(self, resize: ResizeMode = "align", eps: float = 1e-5) -> None:
@@ -130,6 +134,7 @@ class Generator(nn.Module):
         self.out_layer = nn.Sequential(nn.Conv2d(32, 3, 1, bias=False), nn.Tanh())
 
     def forward(self, x: Tensor) -> Tensor:
+        """Maps (N, 3, H, W) to (N, 3, H, W)."""
         height, width = x.shape[-2:]
         x = self.block_a(x)  # (N, 64, ceil(H/2), ceil(W/2))
         half_height, half_width = x.shape[-2:]

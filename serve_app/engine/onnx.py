@@ -1,4 +1,7 @@
-"""A style as an ONNX file, for other runtimes: any batch and size, its growing mode in the graph."""
+"""Exports a style as an ONNX file for other runtimes.
+
+The file takes any batch and size. The style's resize mode is part of its graph.
+"""
 
 import logging
 from pathlib import Path
@@ -11,25 +14,26 @@ from serve_app.errors import StyleError
 from serve_app.styles.catalogue import InstalledStyle
 
 OPSET = 18
-LARGEST_DIFFERENCE = 1e-3
-CHECKED_SIZES = [(1, 32, 48), (2, 64, 40), (1, 100, 36)]  # (batch, height, width); none is the one it was traced at
+LARGEST_DIFFERENCE = 1e-3  # between torch and ONNX Runtime, of values in [-1, 1]
+CHECKED_SIZES = [(1, 32, 48), (2, 64, 40), (1, 100, 36)]  # (batch, height, width), none as in the traced example
 
 
 def export_onnx(style: InstalledStyle, path: Path) -> float:
-    """Writes `photo` (N, 3, H, W) to `painting` of the same shape, both float32 in [-1, 1].
+    """Writes an ONNX model of a style, after checking that ONNX Runtime paints with it as torch does.
 
-    H and W are any of at least 8 in the mode `align`, multiples of 4 in `half` and `tf`.
+    The model's input `photo` is (N, 3, H, W), its output `painting` has the same shape, and both are float32 in
+    [-1, 1]. H and W are at least 8 in the mode `align`, and multiples of 4 in `half` and `tf`.
 
     Returns:
-        The largest difference to torch that ONNX Runtime showed at other sizes and batches than the traced one.
+        The largest difference between torch and ONNX Runtime, at sizes and batches other than the traced one.
 
     Raises:
-        StyleError: if the packages are missing, or the file does not paint as torch does; then it is not written.
+        StyleError: if a package is missing, or if the difference is too large. Then nothing is written.
     """
     try:
         import onnx
         import onnxruntime
-        import onnxscript  # noqa: F401  # torch's exporter asks for it late, and in other words
+        import onnxscript  # noqa: F401  # torch's exporter imports it late, and its own error says less
     except ImportError as error:
         raise StyleError(
             f"exporting needs onnx, onnxscript and onnxruntime ({error.name} is missing): "
@@ -37,7 +41,7 @@ def export_onnx(style: InstalledStyle, path: Path) -> float:
         ) from None
     generator = load_generator(style)
     dynamic = torch.export.Dim.DYNAMIC
-    logging.getLogger("torch.onnx").setLevel(logging.ERROR)  # it warns of torchvision, which nothing here uses
+    logging.getLogger("torch.onnx").setLevel(logging.ERROR)  # it warns about torchvision, which is not used here
     program = torch.onnx.export(
         generator,
         (torch.zeros(2, 3, 64, 80),),
@@ -68,7 +72,7 @@ def export_onnx(style: InstalledStyle, path: Path) -> float:
 
 
 def name_dimensions(model: "onnx.ModelProto") -> None:  # type: ignore[name-defined]  # noqa: F821
-    """Gives the exporter's numbered dimensions their names."""
+    """Renames the model's dimensions, which the exporter numbers, to batch, height and width."""
     shape = model.graph.input[0].type.tensor_type.shape
     names = {
         shape.dim[i].dim_param: name

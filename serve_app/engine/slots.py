@@ -1,8 +1,8 @@
-"""What a device paints at once, and on how many threads, under one budget of bytes. No torch.
+"""Decides which batches a device paints at once, and on how many threads, within one budget of bytes. No torch.
 
-On a CPU pictures are painted side by side, of whatever sizes. Threads that share a picture wait for each other at the
-end of every operation, a few thousand times a picture, and on a machine that does anything else whoever is held up
-holds up the others. So the threads are dealt out among those that wait, and only one that is alone gets them all.
+On a CPU, images of any sizes are painted side by side. Threads that share an image wait for each other at the end of
+every operation, a few thousand times per image. If the machine does anything else, one delayed thread delays all of
+them. So the free threads are divided among the images that wait, and an image gets all threads only when it is alone.
 """
 
 import threading
@@ -10,135 +10,156 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-from serve_app.engine.memory import MIN_ROWS, fitting_rows, lane_bytes, strip_rows
-from serve_app.frames import Precision
+from serve_app.engine.memory import MIN_ROWS, MemoryModel, strip_rows
+from serve_app.errors import TooLargeToPaint
+from serve_app.frames import Size
 
-CPU_STACK_PIXELS = 256 * 256  # on a CPU larger tensors are no faster than their pictures one by one
+CPU_STACK_PIXELS = 256 * 256  # on a CPU, a larger tensor is no faster than its images one by one
 
 
 @dataclass(frozen=True, eq=False)
-class Lane:
-    """A place on the device, for frames of one size in one tensor.
+class Slot:
+    """A reservation on the device for one batch: images of one size in one tensor.
 
     Attributes:
-        index: no two lanes that are taken at a time have the same; the lowest that was free.
+        index: the lowest index that no other active slot had.
         threads: to paint with.
-        rows: of a strip.
-        peak_bytes: that painting takes here, as it is planned.
+        rows: of a strip at full size.
+        count: images that it is reserved for, 1 or more.
+        peak_bytes: planned for painting them.
     """
 
     index: int
     threads: int
     rows: int
+    count: int
     peak_bytes: int
 
 
-class Lanes:
-    """Who paints on one device. Thread-safe.
+class WorkerSlots:
+    """Divides the threads and the memory of one device among batches. Thread-safe.
 
     Args:
-        threads: to deal out; a GPU has one, and one lane.
-        precision: of the painting.
-        allocator: that the process runs on.
-        memory_bytes: that all together may take.
-        stack_pixels: of a tensor, above which frames are no longer stacked; none on a GPU, which likes them tall.
+        threads: to divide; 1 for a GPU, which so has one slot.
+        model: that predicts how much memory a batch takes.
+        memory_bytes: for all slots together.
+        stack_pixels: of a tensor at most, unless it holds a single image; None for no limit, as on a GPU, which is
+            faster with large tensors.
     """
 
-    def __init__(
-        self, threads: int, precision: Precision, allocator: str, memory_bytes: int, stack_pixels: int | None = None
-    ) -> None:
+    def __init__(self, threads: int, model: MemoryModel, memory_bytes: int, stack_pixels: int | None = None) -> None:
         self.threads = threads
+        self.model = model
         self.memory_bytes = memory_bytes
-        self._precision: Precision = precision
-        self._allocator = allocator
         self._stack_pixels = stack_pixels
-        self._taken: set[Lane] = set()
+        self._active: set[Slot] = set()
         self._changed = threading.Condition()
-        self._claimants: list[Lane] = []  # of the taken, those that want to be alone, or are
+        self._claimants: list[Slot] = []  # active slots that are exclusive or wait to be, in order
 
-    def fitting(self, height: int, width: int, waiting: int, room: int) -> int:
-        """How many frames of a size may be painted in the next lane, as things are; 0 where they have to wait.
-
-        Args:
-            waiting: frames that want to be painted, of this size and others.
-            room: for frames, whatever the device could hold.
-        """
-        with self._changed:
-            if self._claimants:
-                return 0
-            for count in self._counts(min(waiting, room)):
-                for stack in range(self._most_stacked(height, width, waiting, room, count), 0, -1):
-                    if self._rows(height, width, stack, count) is not None:
-                        return stack
-            return 0
-
-    def enter(self, height: int, width: int, stack: int, waiting: int) -> Lane | None:
-        """Takes a lane for as many frames as `fitting` said, or fewer; None where even a free device cannot hold them.
+    def reserve(self, size: Size, same_size: int, waiting: int, room: int) -> Slot | None:
+        """Reserves a slot for as many images of one size as should now be painted in one tensor.
 
         Args:
-            waiting: frames that want to be painted, with those that enter.
+            size: of the images.
+            same_size: images of this size that wait.
+            waiting: all images that wait, these included.
+            room: images that the device may still take, however many its memory could hold.
+
+        Returns:
+            The slot, to be released when its images are painted; None where they have to wait until a slot is released.
 
         Raises:
-            RuntimeError: if `fitting` has not said so, and others paint.
+            TooLargeToPaint: if the budget does not hold one image of this size even while nothing else is painted.
         """
-        with self._changed:
-            for count in self._counts(-(-waiting // stack)):
-                rows = self._rows(height, width, stack, count)
-                if rows is not None:
-                    index = min(set(range(self.threads)) - {lane.index for lane in self._taken})
-                    is_beside = count > 1 or bool(self._taken)
-                    needed = lane_bytes(
-                        height, width, stack, self._precision, rows, self._allocator, is_beside=is_beside
-                    )
-                    lane = Lane(index, self._free_threads() // count, rows, needed)
-                    self._taken.add(lane)
-                    return lane
-            if self._taken:
-                raise RuntimeError("no lane is free for these frames now")
+        if min(same_size, waiting, room) < 1:
             return None
-
-    def leave(self, lane: Lane) -> None:
         with self._changed:
-            self._taken.remove(lane)
+            if self._claimants:
+                return None
+            count = min(self._capacity(size, waiting, room), same_size)
+            slot = self._acquire(size, count, min(waiting, room)) if count > 0 else None
+            if slot is None and not self._active:
+                raise self._refusal(size)
+            return slot
+
+    def release(self, slot: Slot) -> None:
+        """Frees the threads and the memory of a slot."""
+        with self._changed:
+            self._active.remove(slot)
             self._changed.notify_all()
 
     @contextmanager
-    def alone(self, lane: Lane) -> Iterator[None]:
-        """Waits until nobody else paints, and keeps others from beginning; those that want it too go one by one."""
+    def exclusive(self, slot: Slot) -> Iterator[None]:
+        """Gives an active slot the device to itself inside the block: waits for the others, and admits no new ones.
+
+        If several slots ask for it, they get it one after another, in the order in which they asked.
+        """
         with self._changed:
-            self._claimants.append(lane)
+            self._claimants.append(slot)
             self._changed.notify_all()
-            self._changed.wait_for(lambda: self._claimants[0] is lane and self._taken == set(self._claimants))
+            self._changed.wait_for(lambda: self._claimants[0] is slot and self._active == set(self._claimants))
         try:
             yield
         finally:
             with self._changed:
-                self._claimants.remove(lane)
+                self._claimants.remove(slot)
                 self._changed.notify_all()
 
+    def _capacity(self, size: Size, waiting: int, room: int) -> int:
+        """Returns how many images of a size may be painted in the next slot; 0 where none fits now."""
+        for slots in self._possible_slots(min(waiting, room)):
+            for count in range(self._largest_stack(size, waiting, room, slots), 0, -1):
+                if self._rows(size, count, slots) is not None:
+                    return count
+        return 0
+
+    def _acquire(self, size: Size, count: int, waiting: int) -> Slot | None:
+        """Activates a slot for `count` images, on an equal part of the free threads; None where it does not fit."""
+        for slots in self._possible_slots(-(-waiting // count)):
+            rows = self._rows(size, count, slots)
+            if rows is not None:
+                index = min(set(range(self.threads)) - {slot.index for slot in self._active})
+                is_shared = slots > 1 or bool(self._active)
+                peak_bytes = self.model.slot_bytes(size, count, rows, is_shared)
+                slot = Slot(index, self._free_threads() // slots, rows, count, peak_bytes)
+                self._active.add(slot)
+                return slot
+        return None
+
     def _free_threads(self) -> int:
-        return self.threads - sum(lane.threads for lane in self._taken)
+        return self.threads - sum(slot.threads for slot in self._active)
 
-    def _counts(self, groups: int) -> range:
-        """Among how many the free threads might be dealt out, the most first."""
-        return range(min(groups, self._free_threads()), 0, -1)
+    def _possible_slots(self, batches: int) -> range:
+        """Returns the numbers of further slots that the free threads allow for so many batches, largest first."""
+        return range(min(batches, self._free_threads()), 0, -1)
 
-    def _most_stacked(self, height: int, width: int, waiting: int, room: int, count: int) -> int:
+    def _largest_stack(self, size: Size, waiting: int, room: int, slots: int) -> int:
+        """Returns how many images to put in one tensor at most, if `slots` more slots start."""
         most = room
         if self._stack_pixels is not None:
-            most = min(most, max(self._stack_pixels // (height * width), 1))
-        return most if count == 1 else min(most, -(-waiting // count))
+            most = min(most, max(self._stack_pixels // size.pixels, 1))
+        return most if slots == 1 else min(most, -(-waiting // slots))
 
-    def _rows(self, height: int, width: int, stack: int, count: int) -> int | None:
-        """Of the strips in each of `count` lanes more; None where the budget does not hold them.
+    def _rows(self, size: Size, count: int, slots: int) -> int | None:
+        """Returns the strip height if `slots` more slots start; None if that is over budget.
 
-        Lower strips than usual cost more time than a lane saves: they are only for who is alone.
+        Lower strips than usual cost more time than painting side by side saves. So they are used only while a single
+        slot is active.
         """
-        taken_bytes = sum(lane.peak_bytes for lane in self._taken)
-        rows = fitting_rows(
-            height, width, stack, self._precision, self.memory_bytes, self._allocator, count, taken_bytes
-        )
-        is_alone = count == 1 and not self._taken
-        if rows is not None and (is_alone or rows >= min(MIN_ROWS, strip_rows(height, width, 1))):
+        reserved_bytes = sum(slot.peak_bytes for slot in self._active)
+        rows = self.model.tallest_rows(size, count, self.memory_bytes, slots=slots, reserved_bytes=reserved_bytes)
+        is_alone = slots == 1 and not self._active
+        if rows is not None and (is_alone or rows >= min(MIN_ROWS, strip_rows(size))):
             return rows
         return None
+
+    def _refusal(self, size: Size) -> TooLargeToPaint:
+        needed = self.model.planned_bytes(size)
+        side = self.model.largest_side(size, self.memory_bytes)
+        return TooLargeToPaint(
+            f"Painting {size} takes {needed / 1e6:,.0f} MB, and {self.memory_bytes / 1e6:,.0f} MB are set "
+            f"aside for it here. Ask for max_side={side}, the largest that fits.",
+            side,
+            size.longer_side,
+            "pixels",
+        )

@@ -1,11 +1,11 @@
-"""The generator in strips of rows: the plain forward's result in a fraction of its memory.
+"""Runs the generator in strips of rows: the same result as its plain forward pass, in a fraction of the memory.
 
-Every norm needs sums over the whole picture, so layers run one after another. Within a layer nothing stands whole but
-what it reads and what it writes; a row is made when it is needed and released when it has been read. Layers are kept as
-they were convolved: whoever reads a layer applies its norm and activation on the way into a buffer of a few rows, where
-padding and resizing happen too. No padded, resized or normalised picture ever exists.
+Every norm needs sums over the whole image, so the layers run one after another. While a layer runs, only its input and
+its output are held in full, and each input row is freed once it has been read. A layer's output is stored as it was
+convolved. The norm and the activation are applied when the next layer reads it, into a buffer of a few rows. Padding
+and resizing happen in that buffer too. So no padded, resized or normalised image is ever stored.
 
-Pictures are (N, H, W, C) here, which is what torch calls channels_last.
+Images are (N, H, W, C) here, the memory layout that torch calls channels_last.
 """
 
 import itertools
@@ -17,49 +17,51 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from serve_app.engine.convolution import Chunk, Doubled, choose_convolution
+from serve_app.engine.convolution import Chunk, UpsampledConv, choose_convolution
 from serve_app.engine.generator import SLOPE, ConvNormLReLU, Generator, InvertedResidual, Pads
 from serve_app.frames import ResizeMode
 
 
 class Source(Protocol):
-    """A picture that is read once, from its first row to its last."""
+    """An image that is read once, from its first row to its last."""
 
     height: int
     width: int
     channels: int
 
-    def take(self, rows: Tensor) -> None:
-        """Writes the next `rows.shape[1]` rows into (N, rows, W, C)."""
+    def read_into(self, rows: Tensor) -> None:
+        """Writes the next `rows.shape[1]` rows of the image into `rows`, which is (N, rows, W, C)."""
 
 
 class Frames:
-    """(N, H, W, 3) uint8 as values in [-1, 1]."""
+    """A source that reads frames, (N, H, W, 3) uint8, as values in [-1, 1]."""
 
     def __init__(self, frames: Tensor) -> None:
         self.height, self.width, self.channels = frames.shape[1:]
         self._frames = frames
         self._at = 0
 
-    def take(self, rows: Tensor) -> None:
+    def read_into(self, rows: Tensor) -> None:
+        """Writes the next rows."""
         rows.copy_(self._frames[:, self._at : self._at + rows.shape[1]]).div_(127.5).sub_(1)
         self._at += rows.shape[1]
 
 
-class Pool:
-    """Storage in 16 bits of the chunks of one layer after another, used again as soon as they have been read.
+class ChunkPool:
+    """Storage for chunks in 16 bits, reused by one layer after another once its chunks have been read.
 
-    Left to the allocator, they would come to lie between the strips' float32, and leave holes where no strip fits.
-    Chunks in float32 are what the convolution made, and stay where they are.
+    Without the pool, the allocator would place the chunks between the strips, which are float32. Freed, they would
+    leave holes that are too small for a strip. Chunks in float32 are not copied: they stay where the convolution made
+    them.
     """
 
     def __init__(self, dtype: torch.dtype) -> None:
         self._dtype = dtype
-        self._size = 0  # values of the chunks that are written now; others are let go
+        self._size = 0  # values in a chunk of the current layer; storage of another size is not reused
         self._free: list[Tensor] = []
 
-    def put_by(self, chunk: Chunk) -> tuple[Tensor | None, Chunk]:
-        """The chunk in this pool's dtype, and the storage that it was copied to, if it was."""
+    def store(self, chunk: Chunk) -> tuple[Tensor | None, Chunk]:
+        """Returns the storage that the chunk was copied to, None if it was not, and the chunk in the pool's dtype."""
         planes = list(itertools.chain(*chunk))
         if planes[0].dtype == self._dtype:
             return None, chunk
@@ -72,35 +74,43 @@ class Pool:
         return storage, [[next(parts).view(plane.shape).copy_(plane) for plane in planes] for planes in chunk]
 
     def give_back(self, storage: Tensor | None) -> None:
+        """Makes the storage of a chunk that has been read free for another one."""
         if storage is not None and storage.numel() == self._size:
             self._free.append(storage)
 
 
 class Layer:
-    """What one layer convolved, in chunks of rows that go as they are read; read with its norm applied.
+    """One layer's raw output in chunks of rows, normalised when it is read and freed after that.
 
-    A chunk's planes hold its rows and columns by phase: with two phases of rows, the first plane has its even rows.
+    First all chunks are appended, then `normalised` ends the writing, then the rows are read. A chunk's planes hold its
+    rows and columns by phase: with two row phases, the first plane has the even rows.
     """
 
-    def __init__(self, height: int, width: int, channels: int, pool: Pool) -> None:
+    def __init__(self, height: int, width: int, channels: int, pool: ChunkPool) -> None:
         self.height, self.width, self.channels = height, width, channels
         self._pool = pool
-        self._chunks: deque[tuple[Tensor | None, Chunk]] = deque()  # with the storage that they lie in
-        self._sums: Tensor | None = None  # (2, N) float64: of values, of their squares
+        self._chunks: deque[tuple[Tensor | None, Chunk]] = deque()  # each with its storage in the pool
+        self._sums: Tensor | None = None  # (2, N) float64: the sum of all values, and of their squares
         self._scale = self._shift = torch.empty(0)  # (N, 1, 1, C)
         self._is_activated = False
-        self._read = 0  # rows of the first chunk
+        self._read = 0  # rows of the first chunk that have been read
 
     def append(self, chunk: Chunk) -> None:
+        """Adds the next rows."""
         for plane in itertools.chain(*chunk):
             flat = plane.flatten(1)
-            # float32 within a chunk, float64 between chunks: as exact as float64 throughout, without its copies.
-            sums = torch.stack([flat.sum(1, dtype=torch.float32), squares(flat)]).double()
+            # float32 within a chunk and float64 between chunks is as exact as float64 throughout, without its copies.
+            sums = torch.stack([flat.sum(1, dtype=torch.float32), sums_of_squares(flat)]).double()
             self._sums = sums if self._sums is None else self._sums.add_(sums)
-        self._chunks.append(self._pool.put_by(chunk))
+        self._chunks.append(self._pool.store(chunk))
 
     def normalised(self, norm: nn.GroupNorm, is_activated: bool = True) -> "Layer":
-        """Ends the writing: the sums are complete, and rows may be read."""
+        """Ends the writing, now that the sums are complete; from here on rows may be read.
+
+        Args:
+            norm: to apply to each value that is read.
+            is_activated: whether to apply LeakyReLU too.
+        """
         assert self._sums is not None
         mean, square = self._sums / (self.height * self.width * self.channels)
         scale = (square - mean.square()).clamp_min_(0).add_(norm.eps).rsqrt_()[:, None] * norm.weight.double()
@@ -109,7 +119,8 @@ class Layer:
         self._is_activated = is_activated
         return self
 
-    def take(self, rows: Tensor) -> None:
+    def read_into(self, rows: Tensor) -> None:
+        """Writes the next rows, normalised."""
         done = 0
         while done < rows.shape[1]:
             storage, chunk = self._chunks[0]
@@ -134,18 +145,19 @@ class Layer:
         if rows.dtype == torch.float32:
             values = plane if plane.dtype == rows.dtype else rows.copy_(plane)
             torch.addcmul(self._shift, values, self._scale, out=rows)
-        else:  # one rounding to 16 bits, not one for each step
+        else:  # rounded to 16 bits once, not at each step
             values = torch.addcmul(self._shift, plane.float(), self._scale)
             rows.copy_(F.leaky_relu_(values, SLOPE) if self._is_activated else values)
 
 
-class Kept:
-    """Rows as they were put by, for a residual."""
+class ResidualBuffer:
+    """Rows of a block's input, held until they are added to its output."""
 
     def __init__(self) -> None:
         self.chunks: deque[Tensor] = deque()
 
     def add_to(self, rows: Tensor) -> None:
+        """Adds the next rows to `rows`, in place, and frees them."""
         done = 0
         while done < rows.shape[1]:
             chunk = self.chunks.popleft()
@@ -157,30 +169,32 @@ class Kept:
 
 
 class Residual:
-    """A layer and what is added to it."""
+    """The sum of a layer and a residual."""
 
-    def __init__(self, layer: Layer, kept: Kept) -> None:
+    def __init__(self, layer: Layer, residual: ResidualBuffer) -> None:
         self.height, self.width, self.channels = layer.height, layer.width, layer.channels
         self._layer = layer
-        self._kept = kept
+        self._residual = residual
 
-    def take(self, rows: Tensor) -> None:
-        self._layer.take(rows)
-        self._kept.add_to(rows)
+    def read_into(self, rows: Tensor) -> None:
+        """Writes the next rows."""
+        self._layer.read_into(rows)
+        self._residual.add_to(rows)
 
 
 class Resized:
-    """Bilinear on the way, as torch's `interpolate`: corners aligned, or half-pixel centres."""
+    """A source resized as it is read: bilinear as torch's `interpolate`, with aligned corners or half-pixel centres."""
 
     def __init__(self, source: Source, height: int, width: int, is_aligned: bool) -> None:
         self.height, self.width, self.channels = height, width, source.channels
         self._source = source
         self._is_aligned = is_aligned
         self._at = 0
-        self._window: Tensor | None = None  # the source's rows that the last row made was between
-        self._top = 0  # the window's first row
+        self._window: Tensor | None = None  # the source's rows that the last rows were made from
+        self._top = 0  # the source's row that is the window's first
 
-    def take(self, rows: Tensor) -> None:
+    def read_into(self, rows: Tensor) -> None:
+        """Writes the next rows."""
         count = rows.shape[1]
         above, below, weight = self._positions(count, rows.device)
         window = self._read(rows, int(above[0]), int(below[-1]) + 1)
@@ -194,7 +208,10 @@ class Resized:
         self._at += count
 
     def _positions(self, count: int, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
-        """For each of the next rows the two rows it lies between, and the second one's weight; in float32, as torch."""
+        """Returns, for each of the next rows, the source's rows above and below it, and the weight of the one below.
+
+        Computed in float32, as in torch.
+        """
         row = torch.arange(self._at, self._at + count, dtype=torch.float32, device=device)
         if self._is_aligned:
             position = row * ((self._source.height - 1) / max(self.height - 1, 1))
@@ -205,27 +222,30 @@ class Resized:
         return above, (above + 1).clamp_max_(last), position - above
 
     def _read(self, rows: Tensor, first: int, end: int) -> Tensor:
+        """Returns the source's rows from `first` to `end`, in float32, with the batch and the device of `rows`."""
         shape = rows.shape[0], end - first, self._source.width, self.channels
-        window = rows.new_empty(shape, dtype=torch.float32)  # 16 bits would round once more on the way
-        kept = 0
+        window = rows.new_empty(shape, dtype=torch.float32)  # in 16 bits, values would be rounded once more
+        shared = 0  # rows that the last window had too
         if self._window is not None:
             held = self._top + self._window.shape[1]
-            kept = max(held - first, 0)
-            window[:, :kept] = self._window[:, first - self._top :]
-        if first + kept < end:
-            self._source.take(window[:, kept:])
+            shared = max(held - first, 0)
+            window[:, :shared] = self._window[:, first - self._top :]
+        if first + shared < end:
+            self._source.read_into(window[:, shared:])
         self._window, self._top = window, first
         return window
 
 
 class StripGenerator:
-    """A generator that paints in strips, with the plain forward's result. Several threads may paint with it at once.
+    """A generator that paints in strips, with the same result as its plain forward pass.
+
+    Several threads may paint with it at once.
 
     Args:
-        generator: whose weights are taken; on the device that paints.
-        resize: its growing mode.
-        storage: of what stands between layers: float32, float16 or bfloat16.
-        compute: of the convolutions.
+        generator: with the weights, on the device that paints.
+        resize: the generator's resize mode.
+        storage: dtype of the values between layers: float32, float16 or bfloat16.
+        compute: dtype of the convolutions.
     """
 
     def __init__(
@@ -239,21 +259,21 @@ class StripGenerator:
         self.storage = storage
         self.compute = compute
         self.is_aligned = resize == "align"
-        growing = [cast(ConvNormLReLU, block[0]).conv for block in (generator.block_d, generator.block_e)]
-        self.doubled = {conv: Doubled(conv.weight.detach(), compute) for conv in growing if resize == "tf"}
+        decoder = [cast(ConvNormLReLU, block[0]).conv for block in (generator.block_d, generator.block_e)]
+        self.upsampled = {conv: UpsampledConv(conv.weight.detach(), compute) for conv in decoder if resize == "tf"}
         self.convolutions = {
             conv: choose_convolution(conv.weight, conv.bias, conv.stride[0], conv.groups, compute)
             for conv in generator.modules()
-            if isinstance(conv, nn.Conv2d) and conv not in self.doubled
+            if isinstance(conv, nn.Conv2d) and conv not in self.upsampled
         }
 
     @torch.inference_mode()
     def paint(self, frames: Tensor, rows: int) -> Tensor:
-        """(N, H, W, 3) uint8 to the same, painted.
+        """Paints frames, (N, H, W, 3) uint8, and returns them in the same form.
 
         Args:
             frames: of one size, on the device.
-            rows: of a strip at the picture's full size, a multiple of 4; see `memory.strip_rows`.
+            rows: of a strip at the image's full size, a multiple of 4; see `memory.strip_rows`.
         """
         painted = torch.empty_like(frames)
 
@@ -265,30 +285,32 @@ class StripGenerator:
         return painted
 
     @torch.inference_mode()
-    def run(self, photo: Source, like: Tensor, rows: int, sink: Callable[[int, Tensor], None]) -> None:
-        """Paints a source; `sink` gets each strip's first row and its values (N, rows, W, 3) in [-1, 1].
+    def run(self, image: Source, like: Tensor, rows: int, sink: Callable[[int, Tensor], None]) -> None:
+        """Paints a source strip by strip.
 
         Args:
-            photo: the picture.
-            like: any tensor of the batch's N and device.
+            image: the source.
+            like: any tensor with the batch's N, on its device.
             rows: as in `paint`.
+            sink: is called with each strip's first row and its values, (N, rows, W, 3) in [-1, 1].
         """
-        Pass(self, like).run(photo, rows, sink)
+        ForwardPass(self, like).run(image, rows, sink)
 
 
-class Pass:
-    """One batch on its way through a generator: its buffers, and how its layers follow each other."""
+class ForwardPass:
+    """One forward pass of a batch: its buffers, and the order of the layers."""
 
     def __init__(self, model: StripGenerator, like: Tensor) -> None:
         self._model = model
         self._like = like.new_empty((like.shape[0], 0), dtype=model.compute)
-        self._pool = Pool(model.storage)
+        self._pool = ChunkPool(model.storage)
 
-    def run(self, photo: Source, rows: int, sink: Callable[[int, Tensor], None]) -> None:
+    def run(self, image: Source, rows: int, sink: Callable[[int, Tensor], None]) -> None:
+        """Runs all layers; the arguments are those of `StripGenerator.run`."""
         generator = self._model.generator
         blocks = (generator.block_a, generator.block_b, generator.block_c, generator.block_d, generator.block_e)
         a, b, c, d, e = (cast(list[ConvNormLReLU], list(block)) for block in blocks)
-        x: Source = self._convolve(photo, a[0], rows)
+        x: Source = self._convolve(image, a[0], rows)
         x = self._convolve(x, a[1], rows // 2)
         x = self._convolve(x, a[2], rows)
         half = x.height, x.width
@@ -298,9 +320,9 @@ class Pass:
         for block in c[1:-1]:
             x = self._invert(x, cast(InvertedResidual, block), rows // 2)
         x = self._convolve(x, c[-1], rows)
-        x = self._grow(x, half, d[0], rows)
+        x = self._upsample(x, half, d[0], rows)
         x = self._convolve(x, d[1], rows)
-        x = self._grow(x, (photo.height, photo.width), e[0], rows)
+        x = self._upsample(x, (image.height, image.width), e[0], rows)
         x = self._convolve(x, e[1], rows)
         x = self._convolve(x, e[2], rows)
         at = 0
@@ -311,7 +333,7 @@ class Pass:
             at += strip.shape[1]
 
     def _convolve(self, source: Source, part: ConvNormLReLU, rows: int) -> Layer:
-        """Pad, convolution, norm and activation."""
+        """Pads, convolves, normalises and activates."""
         conv, kernel, stride = part.conv, part.conv.kernel_size[0], part.conv.stride[0]
         left, right, top, bottom = part.pads
         layer = Layer(
@@ -326,68 +348,69 @@ class Pass:
                 layer.append(chunk)
         return layer.normalised(part.norm)
 
-    def _grow(self, source: Source, size: tuple[int, int], part: ConvNormLReLU, rows: int) -> Layer:
-        """Resize, then as `_convolve`."""
+    def _upsample(self, source: Source, size: tuple[int, int], part: ConvNormLReLU, rows: int) -> Layer:
+        """Resizes, then does the same as `_convolve`."""
         height, width = size
-        doubled = self._model.doubled.get(part.conv)
-        if doubled is None:
+        upsampled = self._model.upsampled.get(part.conv)
+        if upsampled is None:
             return self._convolve(Resized(source, height, width, self._model.is_aligned), part, rows)
         layer = Layer(height, width, part.conv.out_channels, self._pool)
         for window in windows(source, self._like, (1, 1, 1, 1), 3, 1, rows // 2, repeat_far_edge=True):
-            for chunk in doubled(window):
+            for chunk in upsampled(window):
                 layer.append(chunk)
         return layer.normalised(part.norm)
 
     def _invert(self, source: Source, block: InvertedResidual, rows: int) -> Source:
-        """An inverted residual block."""
+        """Runs an inverted residual block."""
         expand, depthwise = (cast(ConvNormLReLU, block.layers[i]) for i in (0, 1))
         project, norm = cast(nn.Conv2d, block.layers[2]), cast(nn.GroupNorm, block.layers[3])
         expanding, projecting = self._model.convolutions[expand.conv], self._model.convolutions[project]
-        kept = Kept()
+        residual = ResidualBuffer()
         hidden = Layer(source.height, source.width, expand.conv.out_channels, self._pool)
         for strip in self._strips(source, rows):
             hidden.append(expanding(strip)[0])
             if block.is_residual:
-                kept.chunks.append(strip.to(self._model.storage))
+                residual.chunks.append(strip.to(self._model.storage))
         filtered = self._convolve(hidden.normalised(expand.norm), depthwise, rows)
         layer = Layer(source.height, source.width, project.out_channels, self._pool)
         for strip in self._strips(filtered, rows):
             layer.append(projecting(strip)[0])
         layer.normalised(norm, is_activated=False)
-        return Residual(layer, kept) if block.is_residual else layer
+        return Residual(layer, residual) if block.is_residual else layer
 
     def _strips(self, source: Source, rows: int) -> Iterator[Tensor]:
-        """The source as it is, in strips."""
+        """Yields the source in strips, without padding."""
         for at in range(0, source.height, rows):
             count = min(rows, source.height - at)
             strip = self._like.new_empty(self._like.shape[0], count, source.width, source.channels)
-            source.take(strip)
+            source.read_into(strip)
             yield strip
 
 
 def windows(
     source: Source, like: Tensor, pads: Pads, kernel: int, stride: int, rows: int, repeat_far_edge: bool = False
 ) -> Iterator[Tensor]:
-    """What a convolution reads to make `rows` rows at a time: the source, reflected at its edges.
+    """Yields the windows that a convolution reads to make `rows` rows at a time: the source with its padding.
 
-    Each source row is read once: what two windows share is moved up. A window is gone when the next one is asked for.
+    Each source row is read once: rows that two windows share are moved up. A window is valid until the next one is
+    asked for.
 
     Args:
-        source: the picture.
-        like: of the batch's N, of the device and dtype of the windows.
-        pads: reflected at left, right, top and bottom.
+        source: the image.
+        like: any tensor with the batch's N, on the device and in the dtype that the windows shall have.
+        pads: pixels at left, right, top and bottom, filled by reflection.
         kernel: the convolution's height.
-        stride: its step.
-        rows: that each window is to make; the last one makes what is left.
-        repeat_far_edge: pads right and bottom by repeating the last column and row instead.
+        stride: of the convolution.
+        rows: that each window is for; the last window is for the rest.
+        repeat_far_edge: fills the padding at right and bottom by repeating the last column and row instead.
     """
     left, right, top, bottom = pads
     height, width = source.height, source.width
-    far = 1 if repeat_far_edge else 2  # the row that the first padded one is taken from, counted from the end
+    far = 1 if repeat_far_edge else 2  # the first padded row is a copy of this one, counted from the end
     out_height = (height + top + bottom - kernel) // stride + 1
     window: Tensor | None = None
     for out_row in range(0, out_height, rows):
-        first = out_row * stride - top  # rows of the source; outside it they are padding
+        first = out_row * stride - top  # in rows of the source; those outside it are padding
         count = (min(rows, out_height - out_row) - 1) * stride + kernel
         before = window
         if window is None or window.shape[1] != count:
@@ -400,7 +423,7 @@ def windows(
         begin, end = max(first + shared, 0), min(first + count, height)
         if begin < end:
             fresh = window[:, begin - first : end - first]
-            source.take(fresh[:, :, left : left + width])
+            source.read_into(fresh[:, :, left : left + width])
             for column in range(left):
                 fresh[:, :, column] = fresh[:, :, 2 * left - column]
             for column in range(right):
@@ -412,7 +435,7 @@ def windows(
         yield window
 
 
-def squares(flat: Tensor) -> Tensor:
-    """(N, M) to (N,): sums of squares in float32, without a temporary."""
+def sums_of_squares(flat: Tensor) -> Tensor:
+    """Returns the sums of squares of (N, M), as (N,) in float32, without a temporary tensor."""
     norm: Tensor = torch.linalg.vector_norm(flat, dim=1, dtype=torch.float32)
     return norm.square_()

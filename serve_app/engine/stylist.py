@@ -1,10 +1,10 @@
-"""The painting of frames, batch by batch: uint8 in, uint8 out, in strips, under a budget of bytes."""
+"""Paints batches of frames on one device: uint8 in, uint8 out, in strips, within a budget of bytes."""
 
 import gc
 import logging
 import os
 from collections.abc import Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from concurrent.futures import Future, ThreadPoolExecutor
 
 import numpy as np
 import psutil
@@ -12,10 +12,10 @@ import torch
 
 from serve_app.engine.allocator import release_free_memory, running_allocator
 from serve_app.engine.checkpoints import load_generator
-from serve_app.engine.memory import largest_side, planned_bytes
-from serve_app.engine.slots import CPU_STACK_PIXELS, Lane, Lanes
+from serve_app.engine.memory import MemoryModel
+from serve_app.engine.slots import CPU_STACK_PIXELS, Slot, WorkerSlots
 from serve_app.engine.streaming import StripGenerator
-from serve_app.errors import DeviceError, OutOfMemory, RequestError, TooLargeToPaint
+from serve_app.errors import DeviceError, OutOfMemory, RequestError
 from serve_app.frames import Device, Frame, Precision, Size
 from serve_app.settings import Settings
 from serve_app.styles.catalogue import InstalledStyle
@@ -23,26 +23,31 @@ from serve_app.styles.catalogue import InstalledStyle
 logger = logging.getLogger(__name__)
 
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
-# oneDNN keeps the code that it has compiled for each layer, strip and size: by default 1,024 pieces, which took 100 MB
-# after 30 sizes. With 64 no painting took longer, from 64 pixels up.
+# oneDNN caches the code that it compiles for each layer, strip height and size: by default 1,024 pieces, which took
+# 100 MB after 30 sizes. With 64 pieces, no image took longer, down to a side of 64 pixels.
 PRIMITIVE_CACHE_CAPACITY = "64"
-WARM_UP_SIDE = 64  # pixels: every kernel is loaded and every layer's memory touched, in milliseconds
+WARM_UP_SIDE = 64  # pixels: enough to load every kernel and to touch every layer's memory, in milliseconds
 
 Outcomes = list[Frame | Exception]
 
 
 class Stylist:
-    """Paints batches with any of its styles, on one device, as many at once as it has lanes for.
+    """Paints batches on one device, in any of its styles; several at once on a CPU.
+
+    To paint, reserve a slot with `slots.reserve`, then `start` painting in it.
 
     Args:
         styles: to load, by name; each takes 8 MB in float32.
-        settings: device, precision and threads.
+        settings: device, precision, threads and memory.
         gpu_share: the part of a GPU that this process was granted, 0 for none.
         cpu_share: the number of CPUs that this process was granted.
         memory_share: the bytes of host memory that this process was granted, 0 for none.
 
+    Attributes:
+        slots: that batches are painted in.
+
     Raises:
-        DeviceError: if the device is not there, or a GPU was granted that cannot be used.
+        DeviceError: if the device is missing, or a GPU was granted that cannot be used.
         StyleError: if a style's file is damaged.
     """
 
@@ -54,9 +59,9 @@ class Stylist:
         cpu_share: float = 1,
         memory_share: float = 0,
     ) -> None:
-        # Read when the first layer runs.
+        # oneDNN reads it when the first layer runs.
         os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", PRIMITIVE_CACHE_CAPACITY)
-        self.device = choose_device(settings.device, gpu_share, torch.cuda.is_available())
+        self.device = choose_device(settings.device, gpu_share, has_cuda())
         self.precision = choose_precision(settings.precision, self.device)
         if self.device.type == "cuda":
             bound_cuda_memory(gpu_share or 1, settings.cuda_context_bytes)
@@ -64,69 +69,60 @@ class Stylist:
         threads, stack_pixels = 1, None
         if self.device.type == "cpu":
             threads, stack_pixels = count_threads(settings, cpu_share), CPU_STACK_PIXELS
-        # All that torch does happens on threads of ours, one for each lane: OpenMP keeps a team for every thread that
-        # calls it. Who is alone is always in the first, so that just one team is as large as all threads.
-        self._threads = [ThreadPoolExecutor(1, thread_name_prefix=f"lane-{index}") for index in range(threads)]
+        # torch runs only on these threads, one for each slot, because OpenMP keeps a team of threads for every thread
+        # that calls it. A batch that starts alone is always in the first slot. So only one team is of full size.
+        self._threads = [ThreadPoolExecutor(1, thread_name_prefix=f"slot-{index}") for index in range(threads)]
         self._generators = self._threads[0].submit(self._load, styles).result()
         memory_bytes = settings.memory_bytes or free_memory(self.device, memory_share)
-        self.lanes = Lanes(threads, self.precision, self.allocator, memory_bytes, stack_pixels)
+        self.slots = WorkerSlots(threads, MemoryModel(self.precision, self.allocator), memory_bytes, stack_pixels)
 
     def describe(self) -> str:
-        """One line for the log: where and how this replica paints."""
+        """Returns one line for the log: the device, the precision, the allocator and the budget."""
         return (
             f"painting on {self.device.type} in {self.precision}, allocator {self.allocator}, "
-            f"budget {self.lanes.memory_bytes / 1e6:,.0f} MB"
+            f"budget {self.slots.memory_bytes / 1e6:,.0f} MB"
         )
 
     def warm_up(self) -> None:
-        """Paints one small picture in every style, so that the first user does not wait for kernels to load."""
-        for name in self._generators:
-            (outcome,) = self.paint(name, [np.zeros((WARM_UP_SIDE, WARM_UP_SIDE, 3), np.uint8)])
+        """Paints one small image in every style, so that the first request does not wait for kernels to load.
+
+        Call it before anything else is painted.
+
+        Raises:
+            TooLargeToPaint: if the budget does not hold even this image.
+            OutOfMemory: if there is not enough memory after all.
+        """
+        for style in self._generators:
+            slot = self.slots.reserve(Size(WARM_UP_SIDE, WARM_UP_SIDE), same_size=1, waiting=1, room=1)
+            if slot is None:
+                raise RuntimeError("the warm-up has to come before any other painting")
+            (outcome,) = self.start(slot, style, [np.zeros((WARM_UP_SIDE, WARM_UP_SIDE, 3), np.uint8)]).result()
             if isinstance(outcome, Exception):
                 raise outcome
 
-    def paint(self, style: str, frames: Sequence[Frame]) -> Outcomes:
-        """Paints frames of one size, (H, W, 3) uint8 each, as many at once as pays and the budget holds.
-
-        Returns:
-            In order, a painted frame or what kept it from being painted.
-        """
-        height, width = frames[0].shape[:2]
-        painted: dict[int, Outcomes] = {}  # by where they begin
-        begun: dict[Future[Outcomes], int] = {}
-        at = 0
-        while at < len(frames) or begun:
-            left = len(frames) - at
-            size = self.lanes.fitting(height, width, left, left)
-            if left and (size or not begun):
-                group = frames[at : at + max(size, 1)]
-                begun[self.start(style, group, left)] = at
-                at += len(group)
-                continue
-            for ended in wait(begun, return_when=FIRST_COMPLETED).done:
-                painted[begun.pop(ended)] = ended.result()
-        return [outcome for first in sorted(painted) for outcome in painted[first]]
-
-    def start(self, style: str, frames: Sequence[Frame], waiting: int) -> "Future[Outcomes]":
-        """Begins to paint frames of one size, no more than `lanes.fitting` said, beside what is being painted.
+    def start(self, slot: Slot, style: str, frames: Sequence[Frame]) -> "Future[Outcomes]":
+        """Starts to paint frames in a slot, beside what is painted in others, and releases the slot at the end.
 
         Args:
-            waiting: frames that want to be painted, with these.
+            slot: reserved for frames of this size, and for at least so many.
+            style: by name.
+            frames: of one size, (H, W, 3) uint8.
 
         Returns:
-            What will be, in order, a painted frame or what kept it from being painted.
+            A future of one outcome for each frame, in order: the painted frame, or the error that it failed with.
         """
-        height, width = frames[0].shape[:2]
-        lane = self.lanes.enter(height, width, len(frames), waiting)
-        if lane is None:
-            refused: Future[Outcomes] = Future()
-            refused.set_result([self._refusal(height, width)] * len(frames))
-            return refused
-        return self._threads[lane.index].submit(self._paint_in, lane, style, frames)
+        return self._threads[slot.index].submit(self._paint_slot, slot, style, frames)
 
-    def release(self) -> None:
-        """Gives back what painting has left free, when no picture will want it soon."""
+    def release_memory(self) -> None:
+        """Returns free memory to the system or the card, for when no image is expected soon. Does not wait for it."""
         self._threads[0].submit(release_memory)
+
+    def close(self) -> None:
+        """Waits for what is being painted, then stops the threads and frees the memory. May be called again."""
+        for thread in self._threads:
+            thread.shutdown()
+        self._generators.clear()
+        release_memory()
 
     def _load(self, styles: dict[str, InstalledStyle]) -> dict[str, StripGenerator]:
         storage, compute = DTYPES[self.precision], compute_dtype(self.precision, self.device)
@@ -135,32 +131,21 @@ class Stylist:
             for name, style in styles.items()
         }
 
-    def _refusal(self, height: int, width: int) -> TooLargeToPaint:
-        needed = planned_bytes(height, width, 1, self.precision, allocator=self.allocator)
-        budget = self.lanes.memory_bytes
-        side = largest_side(Size(height, width), self.precision, budget, self.allocator)
-        return TooLargeToPaint(
-            f"Painting {width} x {height} takes {needed / 1e6:,.0f} MB, and {budget / 1e6:,.0f} MB are set "
-            f"aside for it here. Ask for max_side={side}, the largest that fits.",
-            side,
-            max(height, width),
-        )
-
-    def _paint_in(self, lane: Lane, style: str, frames: Sequence[Frame]) -> Outcomes:
+    def _paint_slot(self, slot: Slot, style: str, frames: Sequence[Frame]) -> Outcomes:
         try:
-            torch.set_num_threads(lane.threads)  # of this thread, and of those to come: said anew each time
-            outcomes = self._paint_batch(style, frames, lane.rows)
+            torch.set_num_threads(slot.threads)  # for this thread and for new ones, so it is set each time
+            outcomes = self._paint_batch(style, frames, slot.rows)
             for at, outcome in enumerate(outcomes):
-                if isinstance(outcome, OutOfMemory) and lane.threads < self.lanes.threads:  # alone there may be enough
-                    with self.lanes.alone(lane):
-                        torch.set_num_threads(self.lanes.threads)
-                        outcomes[at : at + 1] = self._paint_batch(style, [frames[at]], lane.rows)
+                if isinstance(outcome, OutOfMemory) and slot.threads < self.slots.threads:
+                    with self.slots.exclusive(slot):  # alone, the frame may find enough memory
+                        torch.set_num_threads(self.slots.threads)
+                        outcomes[at : at + 1] = self._paint_batch(style, [frames[at]], slot.rows)
             return outcomes
         finally:
-            self.lanes.leave(lane)
+            self.slots.release(slot)
 
     def _paint_batch(self, style: str, frames: Sequence[Frame], rows: int) -> Outcomes:
-        """A batch that fails is halved, down to single frames, so that one bad frame fails alone."""
+        """Paints a batch; one that fails is halved, down to single frames, so that a bad frame fails alone."""
         outcome: Exception | None = None
         try:
             return list(self._forward(style, frames, rows))
@@ -176,13 +161,17 @@ class Stylist:
         return self._paint_batch(style, frames[:middle], rows) + self._paint_batch(style, frames[middle:], rows)
 
     def _forward(self, style: str, frames: Sequence[Frame], rows: int) -> Frame:
-        photos = torch.from_numpy(np.stack(frames)).to(self.device)  # (N, H, W, 3), read-only frames copied by stack
-        painted: Frame = self._generators[style].paint(photos, rows).cpu().numpy()
+        batch = torch.from_numpy(np.stack(frames)).to(self.device)  # (N, H, W, 3); a copy, as frames may be read-only
+        painted: Frame = self._generators[style].paint(batch, rows).cpu().numpy()
         return painted
 
 
 def as_request_error(error: Exception) -> Exception:
-    """Out of memory becomes the client's 503; anything else is ours and stays what it is."""
+    """Returns the error to report for one that painting raised.
+
+    A lack of memory becomes `OutOfMemory`. Any other error is a fault of the service: it goes to the log, and the
+    client is not told more than that painting failed.
+    """
     if isinstance(error, RequestError):
         return error
     if is_out_of_memory(error):
@@ -195,23 +184,30 @@ def as_request_error(error: Exception) -> Exception:
 
 
 def is_out_of_memory(error: Exception) -> bool:
+    """Returns whether an error means that an allocation failed."""
     if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
         return True
-    return isinstance(error, RuntimeError) and "can't allocate memory" in str(error)  # the CPU allocator's own words
+    return isinstance(error, RuntimeError) and "can't allocate memory" in str(error)  # as torch's CPU allocator says
 
 
 def release_memory() -> None:
-    """What painting has left free goes back to the system or the card."""
+    """Returns the memory that painting has left free to the system or the card."""
     gc.collect()
     release_free_memory()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
 
 
+def has_cuda() -> bool:
+    """Returns whether torch sees a CUDA device."""
+    return torch.cuda.is_available()
+
+
 def choose_device(device: Device, gpu_share: float, has_cuda: bool) -> torch.device:
-    """
+    """Returns the device to paint on: CUDA where it was granted or asked for, otherwise the CPU.
+
     Raises:
-        DeviceError: saying what was granted, what is there, and which setting says that the CPU is meant.
+        DeviceError: if that device is missing or cannot be used; it names the setting that chooses the CPU.
     """
     if device == "cpu":
         return torch.device("cpu")
@@ -232,20 +228,25 @@ def choose_device(device: Device, gpu_share: float, has_cuda: bool) -> torch.dev
 
 
 def choose_precision(precision: Precision, device: torch.device) -> Precision:
+    """Returns the precision to paint in: for `auto`, fp16 on CUDA and fp32 on a CPU."""
     if precision == "auto":
         return "fp16" if device.type == "cuda" else "fp32"
     return precision
 
 
 def compute_dtype(precision: Precision, device: torch.device) -> torch.dtype:
-    """Convolutions run in 16 bits where the hardware has them: on CUDA, and in bf16 on CPUs with its instructions."""
+    """Returns the dtype of the convolutions: 16 bits on CUDA, and in bf16 on CPUs that have instructions for it."""
     if device.type == "cuda" or (precision == "bf16" and torch.cpu._is_avx512_bf16_supported()):
         return DTYPES[precision]
     return torch.float32
 
 
 def free_memory(device: torch.device, memory_share: float) -> int:
-    """What painting may take by default: the rest of the GPU's share, or of the replica's, or half of the machine's."""
+    """Returns the bytes that painting may take by default.
+
+    On CUDA that is the rest of the GPU's share; on a CPU the rest of the granted memory, or half of what the machine
+    has free if none was granted.
+    """
     if device.type == "cuda":
         total = torch.cuda.get_device_properties(0).total_memory
         return int(total * torch.cuda.get_per_process_memory_fraction()) - torch.cuda.memory_allocated()
@@ -255,6 +256,7 @@ def free_memory(device: torch.device, memory_share: float) -> int:
 
 
 def count_threads(settings: Settings, cpu_share: float) -> int:
+    """Returns the number of threads to paint with on a CPU."""
     if settings.threads == "host":
         # The cores that this process may use, where the system can tell; macOS cannot.
         return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
@@ -264,15 +266,16 @@ def count_threads(settings: Settings, cpu_share: float) -> int:
 
 
 def bound_cuda_memory(gpu_share: float, context_bytes: int) -> None:
+    """Limits this process to its share of the card's memory."""
     total = torch.cuda.get_device_properties(0).total_memory
     torch.cuda.set_per_process_memory_fraction(allocator_fraction(gpu_share, total, context_bytes))
 
 
 def allocator_fraction(gpu_share: float, total_bytes: int, context_bytes: int) -> float:
-    """The part of the card that tensors may take: the share less what the CUDA context itself takes outside it.
+    """Returns the part of the card that tensors may take: the share without the memory of the CUDA context.
 
     Raises:
-        DeviceError: if the share does not even hold the context.
+        DeviceError: if the share does not hold even the context.
     """
     fraction = min(gpu_share, 1.0) - context_bytes / total_bytes
     if fraction <= 0:

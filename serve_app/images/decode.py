@@ -1,12 +1,12 @@
-"""Any photograph's bytes to an upright sRGB frame of the painted size.
+"""Decodes the bytes of a photograph to an upright sRGB frame at the size it is painted at.
 
-Formats are told by content, never by name; limits are checked on the header, before anything is decoded.
+The format is recognised by content, never by name. Limits are checked on the header, before anything is decoded.
 """
 
 import io
-import time
 import warnings
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -14,15 +14,15 @@ import pi_heif
 from numpy.typing import NDArray
 from PIL import ExifTags, Image, ImageCms, ImageFile
 
-from serve_app.errors import BrokenImage, OutOfMemory, RequestError, TooManyPixels, UnsupportedFormat
-from serve_app.frames import Frame, Order, Photo, Plane, Receipt, Size
+from serve_app.errors import BrokenImage, DecodeMemory, OutOfMemory, RequestError, TooManyPixels, UnsupportedFormat
+from serve_app.frames import DecodedImage, Frame, Plane, Size, StylizeRequest
 from serve_app.images.budget import ByteBudget
 from serve_app.images.resize import painted_size, resize
 from serve_app.settings import MIB
 
 pi_heif.register_heif_opener()
-warnings.filterwarnings("ignore", module=r"PIL\.")  # of odd metadata, at each upload: the pixels decide
-Image.MAX_IMAGE_PIXELS = None  # the limit is the setting max_pixels, read from the header in refuse_large
+warnings.filterwarnings("ignore", module=r"PIL\.")  # Pillow warns of odd metadata at each upload; only pixels matter
+Image.MAX_IMAGE_PIXELS = None  # the setting max_pixels is checked instead, in refuse_large
 
 READABLE = "JPEG, PNG, WebP, AVIF, HEIC, GIF, BMP and TIFF"
 SIGNATURES = {
@@ -53,96 +53,116 @@ SIDEWAYS = {5, 6, 7, 8}  # EXIF orientations that swap height and width
 SRGB = ImageCms.createProfile("sRGB")
 ICC_SPACES = {"L": "GRAY", "RGB": "RGB", "CMYK": "CMYK", "LAB": "Lab"}
 
-
-# Bytes a pixel at a decoder's worst moment, what is made of its planes included; measured on 27 megapixels.
+# Bytes per pixel at a decoder's worst moment, including what is made of its planes; measured on 27 megapixels.
 DECODER_BYTES = {"WEBP": 17, "AVIF": 10, "HEIF": 15}
 RASTER_BYTES = {"1": 1, "L": 1, "P": 1}  # Pillow's own; every other mode takes 4
-PROGRESSIVE_BYTES = 8  # coefficients that a progressive JPEG keeps of the whole picture: 2 for each of 3 or 4 channels
+PROGRESSIVE_BYTES = 8  # a progressive JPEG keeps coefficients of the whole image: 2 bytes for each of 3 or 4 channels
 DEEP_BYTES = 18  # 16-bit, 32-bit and float grey, on the way to 8 bits
-DRAFT_SCALES = (8, 4, 2)  # by which libjpeg decodes smaller
+DRAFT_SCALES = (8, 4, 2)  # factors by which libjpeg can shrink while it decodes
 DECODE_OVERHEAD_BYTES = 10 * MIB  # decoders' tables, colour transforms, Python's own
 
 
-def decode(data: bytes, order: Order, max_pixels: int, budget: ByteBudget | None = None) -> Photo:
+@dataclass(frozen=True)
+class ImageHeader:
+    """The header of an image file.
+
+    Attributes:
+        format: Pillow's name of it.
+        stored: the size of its pixels as stored, before any rotation.
+    """
+
+    format: str
+    stored: Size
+
+
+def read_header(data: bytes) -> ImageHeader:
+    """Recognises the format and reads the size; nothing is decoded.
+
+    Raises:
+        UnsupportedFormat, BrokenImage: what the photograph's owner can mend.
+    """
+    image = open_image(data)
+    return ImageHeader(str(image.format), Size(image.height, image.width))
+
+
+def decode(
+    data: bytes,
+    request: StylizeRequest,
+    max_pixels: int,
+    budget: ByteBudget | None = None,
+    header: ImageHeader | None = None,
+) -> DecodedImage:
     """Decodes one photograph.
 
     Args:
         data: the file as it was uploaded.
-        order: the style, and the size that it may be painted at.
+        request: gives the size that it may be painted at.
         max_pixels: width x height as the header states them, at most.
-        budget: the bytes that all decodes of this process share; waits for as many as this one will take.
+        budget: bytes that all decodes of this process share; waits until what this decode will take is free.
+        header: from `read_header`, if the caller has read it.
 
     Returns:
-        A Photo whose frame is upright, sRGB, on white, at the painted size; its alpha at that size too, or None.
+        The image, upright, sRGB, on white, at its painted size.
 
     Raises:
-        UnsupportedFormat, TooManyPixels, TooSmall, BrokenImage: what the photograph's owner can mend.
-        OutOfMemory: this process cannot hold the decoded picture.
+        UnsupportedFormat, TooManyPixels, DecodeMemory, TooSmall, BrokenImage: what the photograph's owner can mend.
+        OutOfMemory: this process cannot hold the decoded image.
     """
-    began = time.perf_counter()
     try:
-        image = open_image(data)
+        image = open_image(data, header)
         refuse_large(image, max_pixels)
-        with reserve(image, order.max_side, budget):
-            frame, alpha, original = decode_opened(image, order)
+        with reserve(image, request.max_side, budget):
+            return prepare(image, request.max_side, request.multiple)
     except RequestError:
         raise
     except MemoryError:
         raise OutOfMemory(
             "There is not enough memory to decode this picture now; try again, or send it smaller."
         ) from None
-    except Exception as error:  # a decoder may raise anything at all on hostile bytes: they are the picture's fault
+    except Exception as error:  # a decoder may raise anything on hostile bytes: the file is at fault
         raise broken(error) from error
-    receipt = Receipt(order.style, original, Size(*frame.shape[:2])).timed(decode=1000 * (time.perf_counter() - began))
-    return Photo(frame, alpha, receipt)
 
 
-def painted_pixels(data: bytes, order: Order) -> int:
-    """Of the size that the photograph will be painted at, told from its header.
+def prepare(image: Image.Image, max_side: int, multiple: int) -> DecodedImage:
+    """Decodes an opened image, turns it upright, and resizes it to the size it is painted at.
 
     Raises:
-        UnsupportedFormat, TooSmall, BrokenImage: as `decode`; nothing is decoded.
+        TooSmall: if a painted side would be under the generator's minimum.
     """
-    image = open_image(data)
-    return painted_size(Size(image.height, image.width), order.max_side, order.multiple).pixels
-
-
-def decode_opened(image: ImageFile.ImageFile, order: Order) -> tuple[Frame, Plane | None, Size]:
-    """The frame, the alpha or None, and the upright size of the original."""
     load_early(image)
     turn = orientation(image)
     original = upright_size(image, turn)
-    painted = painted_size(original, order.max_side, order.multiple)
+    painted = painted_size(original, max_side, multiple)
     stored = painted.transposed if turn in SIDEWAYS else painted
     shrink_on_load(image, stored)
     profile = image.info.get("icc_profile")
     colours = to_colours(image)
     small = upright(resize(colours, stored), turn)
-    rgb = to_srgb(small, profile)
-    return *split_on_white(rgb, small), original
+    return DecodedImage(*split_on_white(to_srgb(small, profile), small), original)
 
 
 def reserve(image: Image.Image, max_side: int, budget: ByteBudget | None) -> AbstractContextManager[None]:
-    """Waits for the bytes that decoding will take.
+    """Waits until the bytes that decoding will take are free, and holds them.
 
     Raises:
-        TooManyPixels: if there are not as many at all.
+        DecodeMemory: if that is more than the whole budget.
     """
     if budget is None:
         return nullcontext()
     needed = predict_decode_bytes(image, max_side)
     if needed > budget.total_bytes:
-        raise TooManyPixels(
+        raise DecodeMemory(
             f"Decoding this {image.width} x {image.height} {image.format} takes {needed / 1e6:,.0f} MB, and "
             f"{budget.total_bytes / 1e6:,.0f} MB are set aside for it here. Send it smaller, or as a baseline JPEG.",
             budget.total_bytes,
             needed,
+            "bytes",
         )
     return budget.reserve(needed)
 
 
 def predict_decode_bytes(image: Image.Image, max_side: int) -> int:
-    """What decoding adds to the process at its peak, told from the header; never less than will be measured."""
+    """Returns an upper bound, from the header alone, on the bytes that decoding adds to the process at its peak."""
     width, height = image.size
     scale = min(1.0, max_side / max(width, height))
     narrow, low = max(width * scale, 1), max(height * scale, 1)
@@ -160,15 +180,15 @@ def predict_decode_bytes(image: Image.Image, max_side: int) -> int:
         each = raster + 4 + 4 * (raster < 4)  # RGBA, then premultiplied for the resize
     else:
         each = raster + {"P": 4, "1": 1}.get(image.mode, 0)
-    resized = 4 * (narrow * height + 8 * narrow * low)  # LANCZOS goes across before it goes down; then the painted size
+    resized = 4 * (narrow * height + 8 * narrow * low)  # LANCZOS resizes rows first, then columns
     return int(each * pixels + kept + resized) + DECODE_OVERHEAD_BYTES
 
 
 def sniff(data: bytes) -> str:
-    """Pillow's name of the format that the content is in.
+    """Recognises a format by the first bytes of the file, and returns Pillow's name of it.
 
     Raises:
-        UnsupportedFormat: if it is none of those read here.
+        UnsupportedFormat: if it is not one of the formats read here.
     """
     if data[:4] == b"RIFF" and data[8:12] == b"WEBP":
         return "WEBP"
@@ -187,11 +207,11 @@ def sniff(data: bytes) -> str:
     )
 
 
-def open_image(data: bytes) -> ImageFile.ImageFile:
-    """Reads the header only; decoding waits until limits have been checked."""
-    name = sniff(data)
+def open_image(data: bytes, header: ImageHeader | None = None) -> ImageFile.ImageFile:
+    """Opens a file, in the format of its header if that is known; decoding waits until limits have been checked."""
+    format = header.format if header else sniff(data)
     try:
-        return Image.open(io.BytesIO(data), formats=[name])
+        return Image.open(io.BytesIO(data), formats=[format])
     except MemoryError:
         raise
     except Exception as error:
@@ -199,6 +219,7 @@ def open_image(data: bytes) -> ImageFile.ImageFile:
 
 
 def broken(error: Exception) -> BrokenImage:
+    """Returns the refusal of a file that a decoder failed on: incomplete, or otherwise damaged."""
     truncated = "truncated" in str(error).lower()
     return BrokenImage(
         "The picture ends before it is complete; send the whole file."
@@ -208,6 +229,11 @@ def broken(error: Exception) -> BrokenImage:
 
 
 def refuse_large(image: Image.Image, max_pixels: int) -> None:
+    """Checks the number of pixels that the header states.
+
+    Raises:
+        TooManyPixels: if it is above `max_pixels`.
+    """
     pixels = image.width * image.height
     if pixels > max_pixels:
         raise TooManyPixels(
@@ -215,37 +241,39 @@ def refuse_large(image: Image.Image, max_pixels: int) -> None:
             "Send it smaller.",
             max_pixels,
             pixels,
+            "pixels",
         )
 
 
-def load_early(image: ImageFile.ImageFile) -> None:
-    """Decodes all but JPEG at once: a PNG's EXIF may lie behind its pixels, and Pillow would decode to look for it."""
+def load_early(image: Image.Image) -> None:
+    """Decodes every format but JPEG: the EXIF of a PNG may follow its pixels, so Pillow decodes to find it anyway."""
     if image.format != "JPEG":
         image.load()
 
 
 def orientation(image: Image.Image) -> int:
-    """The EXIF orientation, 1 to 8; anything odd counts as upright."""
+    """Returns the EXIF orientation, 1 to 8; a missing or invalid one counts as upright."""
     try:
         turn = image.getexif().get(ExifTags.Base.Orientation, 1)
-    except Exception:  # malformed EXIF must not cost the picture
+    except Exception:  # malformed EXIF must not fail the whole image
         return 1
     return turn if turn in TRANSPOSITIONS else 1
 
 
 def upright_size(image: Image.Image, turn: int) -> Size:
+    """Returns the size after the EXIF orientation `turn` has been applied."""
     size = Size(image.height, image.width)
     return size.transposed if turn in SIDEWAYS else size
 
 
-def shrink_on_load(image: ImageFile.ImageFile, size: Size) -> None:
-    """Lets the JPEG decoder skip frequencies: half, quarter or eighth size, never below the size wanted."""
+def shrink_on_load(image: Image.Image, size: Size) -> None:
+    """Lets the JPEG decoder produce a half, quarter or eighth of the size, never less than the size wanted."""
     height, width = size
     image.draft(None, (width, height))
 
 
 def to_colours(image: Image.Image) -> Image.Image:
-    """Decodes the first frame into one of L, RGB, CMYK, LAB, LA or RGBA, 8 bits a channel."""
+    """Decodes the first frame to mode L, RGB, CMYK, LAB, LA or RGBA, 8 bits per channel."""
     image.load()
     if image.mode.startswith(("I", "F")):
         return eight_bits(image)
@@ -261,7 +289,7 @@ def to_colours(image: Image.Image) -> Image.Image:
 
 
 def eight_bits(image: Image.Image) -> Image.Image:
-    """16-bit, 32-bit and float grey to 8 bits: from the full 16-bit range, from [0, 1], or as it is where it fits."""
+    """Scales 16-bit, 32-bit or float grey to 8 bits: from 16 bits, from [0, 1], or not at all if the values fit."""
     grey: NDArray[np.floating] = np.nan_to_num(np.asarray(image, dtype=np.float32))
     top = float(grey.max(initial=0))
     if image.mode.startswith("I;16") or top > 255:
@@ -272,11 +300,12 @@ def eight_bits(image: Image.Image) -> Image.Image:
 
 
 def upright(image: Image.Image, turn: int) -> Image.Image:
+    """Applies the EXIF orientation `turn`."""
     return image.transpose(TRANSPOSITIONS[turn]) if turn in TRANSPOSITIONS else image
 
 
 def to_srgb(image: Image.Image, profile: bytes | None) -> Image.Image:
-    """Colours in sRGB, alpha dropped; a profile that is malformed or for another colour space is ignored."""
+    """Converts colours to sRGB and drops alpha; a profile that is malformed or of another colour space is ignored."""
     colours = image.convert(image.mode[:-1]) if image.mode in ("LA", "RGBA") else image
     source: Any = None  # lcms takes two kinds of profile objects
     if colours.mode == "LAB":
@@ -294,6 +323,7 @@ def to_srgb(image: Image.Image, profile: bytes | None) -> Image.Image:
 
 
 def matching_profile(profile: bytes, space: str) -> ImageCms.ImageCmsProfile | None:
+    """Returns the profile if it can be read and describes this colour space, else None."""
     try:
         opened = ImageCms.ImageCmsProfile(io.BytesIO(profile))
     except (OSError, ImageCms.PyCMSError):
@@ -302,7 +332,10 @@ def matching_profile(profile: bytes, space: str) -> ImageCms.ImageCmsProfile | N
 
 
 def split_on_white(rgb: Image.Image, image: Image.Image) -> tuple[Frame, Plane | None]:
-    """The frame composited on white, so that hidden colour cannot shift the generator's norms, and the alpha."""
+    """Returns the frame composited on white, and the alpha.
+
+    Transparent pixels may hold any colour, which would shift the generator's norms over the whole image.
+    """
     if image.mode not in ("LA", "RGBA"):
         return np.asarray(rgb), None
     alpha = image.getchannel("A")

@@ -1,4 +1,4 @@
-"""Which size a photograph is painted at, and getting it there."""
+"""The size that a photograph is painted at, and resizing to it."""
 
 from PIL import Image
 
@@ -8,26 +8,26 @@ from serve_app.settings import MIN_SIDE
 
 
 def painted_size(original: Size, max_side: int, multiple: int) -> Size:
-    """Fits a size into `max_side`, aspect kept, never enlarged, each side rounded down to the multiple.
+    """Fits a size into `max_side`, keeping its aspect and never enlarging it; sides are rounded down to `multiple`.
 
     Raises:
-        TooSmall: if a side ends under the generator's minimum of 8 pixels.
+        TooSmall: if a side would be under the generator's minimum of 8 pixels.
     """
-    scale = min(1.0, max_side / max(original))
-    height, width = (max(1, round(side * scale)) // multiple * multiple for side in original)
-    if min(height, width) < MIN_SIDE:
+    scale = min(1.0, max_side / original.longer_side)
+    painted = Size(*(max(1, round(side * scale)) // multiple * multiple for side in original))
+    if min(painted) < MIN_SIDE:
         raise TooSmall(
-            f"The picture is {original[1]} x {original[0]} pixels and would be painted at {width} x {height}; "
-            f"each painted side needs at least {MIN_SIDE} pixels.",
+            f"The picture is {original} pixels and would be painted at {painted}; each painted side needs at least "
+            f"{MIN_SIDE} pixels.",
             MIN_SIDE,
-            min(height, width),
+            min(painted),
+            "pixels",
         )
-    return Size(height, width)
+    return painted
 
 
 def resize(image: Image.Image, size: Size) -> Image.Image:
-    """LANCZOS to (height, width); colours are premultiplied by alpha on the way, where there is alpha."""
-    height, width = size
-    if image.size == (width, height):
+    """Resizes by LANCZOS; where there is alpha, Pillow premultiplies colours by it."""
+    if image.size == (size.width, size.height):
         return image
-    return image.resize((width, height), Image.Resampling.LANCZOS)
+    return image.resize((size.width, size.height), Image.Resampling.LANCZOS)

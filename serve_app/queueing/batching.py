@@ -1,16 +1,16 @@
-"""Same-size batches, chosen only when the device is free. Pure asyncio, no Ray.
+"""Batches of items with one key, chosen only when the device can take them. Pure asyncio, no Ray.
 
-Ray Serve's own `@serve.batch` seals a batch while the device is still busy and cannot group by size. Here pictures wait
-in one queue per key (style, height, width). When the device has a place free, the picture that has waited longest is
-taken, with as many others of its key as the batch may hold: under light load nobody waits for company, under heavy load
-batches fill by themselves. A device may have several places, each for a batch of its own key.
+Ray Serve's own `@serve.batch` closes a batch while the device is still busy, and cannot group by size. Here images wait
+in one queue per key (style, height, width). As soon as the device can take more, the oldest image is taken, with as
+many others of its key as the device has room for. Under light load no image waits for others; under heavy load batches
+fill by themselves. A device may run several batches at once, each of its own key.
 
-Nobody starves. A picture waits for the batches that are on the device when it comes, and for at most
+No image starves. It waits for the batches that are on the device when it arrives, and then for at most
 
-    sum over all keys of ceil(older waiting pictures of the key / batch size of the key)
+    sum over all keys of ceil(older waiting images of the key / number that the device reserves for a batch of the key)
 
-batches more, whatever others send later: every one of them is headed by an older picture, and takes the oldest of its
-key. Where the oldest finds no place, nobody overtakes it.
+batches more (the smallest number, if they differ), whatever arrives later: every batch is headed by the oldest waiting
+image and holds the oldest of its key. While the device cannot take the oldest image, no other image overtakes it.
 """
 
 import asyncio
@@ -20,36 +20,118 @@ from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Hashable
 from contextlib import suppress
 from dataclasses import dataclass, field
-from typing import Generic, Protocol, TypeVar
+from typing import Any, Generic, Protocol, TypeVar
 
-from serve_app.errors import DeadlineExceeded, NotReady
+from serve_app.errors import DeadlineExceeded
 
 Key = TypeVar("Key", bound=Hashable)
+Key_contra = TypeVar("Key_contra", contravariant=True)
 Item = TypeVar("Item")
 Result = TypeVar("Result")
-ToldKey = TypeVar("ToldKey", contravariant=True)
 
 logger = logging.getLogger(__name__)
 
 
-class Observer(Protocol[ToldKey]):
-    """Is told of every batch when it has ended, well or badly."""
+class Reservation(Protocol):
+    """A part of the device that is set aside for one batch."""
 
-    def on_batch(self, key: ToldKey, size: int, pixels: int, waits_s: list[float], ran_s: float, busy_s: float) -> None:
-        """
+    @property
+    def count(self) -> int:
+        """Number of items that the batch may hold, at least 1."""
+
+
+Reserved = TypeVar("Reserved", bound=Reservation)
+
+
+class Device(Protocol[Key_contra, Item, Result, Reserved]):
+    """Runs batches, one at a time or several at once."""
+
+    def reserve(self, key: Key_contra, same_key: int, waiting: int, room: int) -> Reserved | None:
+        """Reserves a part of the device for the next batch.
+
+        `run` gets the reservation exactly once, in the event loop's next turn; more may be reserved before that.
+
+        An item that was cancelled an instant ago may still be counted, so the batch may be smaller than reserved.
+
         Args:
-            size: pictures in the batch.
+            key: of the oldest waiting item, which heads the batch.
+            same_key: waiting items of this key.
+            waiting: waiting items of all keys, these included.
+            room: items that the device may take now, at least 1.
+
+        Returns:
+            The reservation; None if the batch has to wait until another one ends, so never while none runs.
+
+        Raises:
+            Exception: if the device can never run the oldest item. That item gets the exception, and the queue goes on.
+        """
+
+    async def run(self, reservation: Reserved, key: Key_contra, items: list[Item]) -> list[Result | Exception]:
+        """Runs a batch and ends its reservation, also if it raises.
+
+        Returns:
+            A result or an exception for each item, in order.
+
+        Raises:
+            Exception: if the whole batch failed. Every item gets the exception.
+        """
+
+
+class Observer(Protocol[Key_contra]):
+    """Receives the figures of every batch when it has ended, also if it failed."""
+
+    def on_batch(
+        self, key: Key_contra, size: int, pixels: int, waits_s: list[float], ran_s: float, busy_s: float
+    ) -> None:
+        """Handles one batch.
+
+        Args:
+            key: of the batch.
+            size: number of its images.
             pixels: of all of them.
             waits_s: the queue time of each.
-            ran_s: how long it was on the device.
-            busy_s: since a batch last ended, or since it began where the device was free then: the sum of these is the
-                time that the device was in use, by however many batches at once.
+            ran_s: how long the batch was on the device.
+            busy_s: time in which the device was in use since the previous batch ended. The sum over all batches is the
+                time that the device was in use, however many ran at once.
         """
 
 
 @dataclass(frozen=True)
+class SerialReservation:
+    """The whole of a `SerialDevice`, for up to `count` items."""
+
+    count: int
+
+
+class SerialDevice(Generic[Key, Item, Result]):
+    """A `Device` that runs one batch at a time.
+
+    Args:
+        run: takes a key and one or more items; returns a result or an exception for each item, in order.
+    """
+
+    def __init__(self, run: Callable[[Key, list[Item]], Awaitable[list[Result | Exception]]]) -> None:
+        self._run = run
+        self._is_reserved = False
+
+    def reserve(self, key: Key, same_key: int, waiting: int, room: int) -> SerialReservation | None:
+        """Reserves the device for as many items as there is room for; None while it is reserved."""
+        if self._is_reserved:
+            return None
+        self._is_reserved = True
+        return SerialReservation(min(same_key, room))
+
+    async def run(self, reservation: SerialReservation, key: Key, items: list[Item]) -> list[Result | Exception]:
+        """Runs the batch, and then ends the reservation."""
+        try:
+            return await self._run(key, items)
+        finally:
+            self._is_reserved = False
+
+
+@dataclass(frozen=True)
 class Done(Generic[Result]):
-    """A result and how it came about."""
+    """A result with its queue time, the running time of its batch, and the size of that batch."""
 
     result: Result
     queued_s: float
@@ -59,16 +141,18 @@ class Done(Generic[Result]):
 
 @dataclass(eq=False)
 class Entry(Generic[Key, Item, Result]):
+    """An item that waits or runs, with the future of its result. `expires_s` counts from its arrival."""
+
     key: Key
     item: Item
     pixels: int
     arrived_s: float
-    expires_s: float  # from arrival
+    expires_s: float
     future: "asyncio.Future[Done[Result]]" = field(repr=False)
     timer: asyncio.TimerHandle | None = None
 
-    def answer(self, outcome: Done[Result] | Exception) -> None:
-        """Nothing happens where the future has been cancelled."""
+    def resolve(self, outcome: Done[Result] | Exception) -> None:
+        """Sets the result or the exception of the future, unless the future is cancelled or set already."""
         if self.future.done():
             return
         if isinstance(outcome, StopIteration):
@@ -88,71 +172,62 @@ class Running:
     """A batch on the device."""
 
     size: int
-    pixels: int
     started_s: float
 
 
 class Batcher(Generic[Key, Item, Result]):
-    """Runs items through `run` in batches of one key, one batch at a time or as many as there are places.
+    """Queues items and runs them on a device, in batches of one key.
+
+    `Device.reserve` is called right before a batch starts, and every reservation is passed to `Device.run`.
 
     Args:
-        run: takes a key and 1 to `max_batch_size` items; returns, in order, a result or an exception for each. It is
-            begun before `limit` is asked about the next batch.
-        max_batch_size: may be changed between batches.
-        clock: seconds, monotonic, at the pace of the event loop's own clock, whose timers expire and linger.
-        limit: how many items of a key may be run together now, by memory say; a batch holds no more. 0 lets the oldest
-            wait until a batch has ended; where none runs, one item is tried all the same. Where it raises, the oldest
-            picture of the key gets the exception and the queue goes on.
-        places: for batches that run at the same time.
-        linger_s: how long a picture on an idle device waits for others of its key, unless they fill a batch before.
-        observer: what it raises is logged and changes nothing.
+        device: runs the batches.
+        max_batch_size: largest number of items on the device, in all its batches together; at least 1. It may be
+            changed at any time and applies from the next batch on.
+        clock: seconds, monotonic. It must keep pace with the event loop's own clock, whose timers expire and linger.
+        linger_s: how long an item waits for others of its key, even if the device could take it at once.
+        observer: receives the figures of every batch. An exception from it is logged and changes nothing else.
     """
 
     def __init__(
         self,
-        run: Callable[[Key, list[Item]], Awaitable[list[Result | Exception]]],
+        device: Device[Key, Item, Result, Any],
         max_batch_size: int,
         clock: Callable[[], float] = time.monotonic,
         *,
-        limit: Callable[[Key], int] | None = None,
-        places: int = 1,
         linger_s: float = 0.0,
         observer: Observer[Key] | None = None,
     ) -> None:
         self.max_batch_size = max_batch_size
         self.linger_s = linger_s
-        self._run = run
+        self._device = device
         self._clock = clock
-        self._limit = limit
-        self._places = places
         self._observer = observer
         self._waiting: Waiting[Key, Item, Result] = OrderedDict()
         self._queues: dict[Key, Waiting[Key, Item, Result]] = {}  # the same entries by key; no queue is empty
         self._waiting_pixels = 0
-        self._changed = asyncio.Event()  # somebody came or left, or a batch has ended
+        self._changed = asyncio.Event()  # an item has arrived or left, or a batch has ended
         self._worker: asyncio.Task[None] | None = None
         self._running: dict[Running, asyncio.Task[None]] = {}
-        self._counted_s = 0.0  # until when the device's time has been told
-        self._is_draining = False
+        self._busy_reported_until_s = 0.0
 
     async def submit(self, key: Key, item: Item, pixels: int = 1, expires_s: float | None = None) -> Done[Result]:
-        """Waits for the item's turn and its result; cancelling this takes a waiting item out of the queue.
+        """Waits for the item's turn and returns its result; cancelling this takes a waiting item out of the queue.
 
         Args:
+            key: only items with equal keys share a batch.
+            item: what the device runs.
             pixels: of the item, for the counters.
-            expires_s: seconds from now after which an item that still waits is not to be run any more.
+            expires_s: seconds from now after which the item is not started any more.
 
         Raises:
             DeadlineExceeded: the item waited for `expires_s`.
-            NotReady: the queue is being drained.
-            Exception: the one that `run` returned for this item, or raised for its batch.
+            Exception: what the device returned for this item, or raised for its batch.
         """
-        if self._is_draining:
-            raise NotReady("This part of the service is shutting down: send the picture again.")
         loop = asyncio.get_running_loop()
         lifetime_s = float("inf") if expires_s is None else expires_s
         entry: Entry[Key, Item, Result] = Entry(key, item, pixels, self._clock(), lifetime_s, loop.create_future())
-        self._enter(entry)
+        self._enqueue(entry)
         if expires_s is not None:
             entry.timer = loop.call_later(expires_s, self._expire, entry)
         if self._worker is None or self._worker.done():
@@ -160,46 +235,34 @@ class Batcher(Generic[Key, Item, Result]):
         try:
             return await entry.future
         finally:
-            self._leave(entry)
-
-    async def drain(self) -> None:
-        """Refuses what comes from now on, and returns when everything that was accepted has its answer."""
-        self._is_draining = True
-        self._changed.set()
-        while self._worker is not None and not self._worker.done():
-            await asyncio.wait([self._worker])
+            self._dequeue(entry)
 
     @property
     def waiting(self) -> int:
-        """Pictures in the queue, without those on the device."""
+        """Number of images in the queue, without those on the device."""
         return len(self._waiting)
 
     @property
     def running(self) -> int:
-        """Pictures on the device."""
+        """Number of images on the device."""
         return sum(batch.size for batch in self._running)
 
     @property
     def waiting_pixels(self) -> int:
-        """Pixels in the queue, without those on the device."""
+        """Pixels of the images in the queue, without those on the device."""
         return self._waiting_pixels
 
-    @property
-    def backlog_pixels(self) -> int:
-        """Pixels in the queue and on the device."""
-        return self._waiting_pixels + sum(batch.pixels for batch in self._running)
-
     def running_for_s(self) -> float:
-        """Seconds since the oldest batch on the device was started; 0 when the device is free."""
+        """Returns the seconds since the oldest batch on the device started; 0 if the device is free."""
         return max((self._clock() - batch.started_s for batch in self._running), default=0.0)
 
-    def _enter(self, entry: Entry[Key, Item, Result]) -> None:
+    def _enqueue(self, entry: Entry[Key, Item, Result]) -> None:
         self._queues.setdefault(entry.key, OrderedDict())[entry] = None
         self._waiting[entry] = None
         self._waiting_pixels += entry.pixels
         self._changed.set()
 
-    def _leave(self, entry: Entry[Key, Item, Result]) -> None:
+    def _dequeue(self, entry: Entry[Key, Item, Result]) -> None:
         """Takes the entry out of the queue, if it is still there."""
         if entry not in self._waiting:
             return
@@ -214,8 +277,8 @@ class Batcher(Generic[Key, Item, Result]):
         self._changed.set()
 
     def _expire(self, entry: Entry[Key, Item, Result]) -> None:
-        self._leave(entry)
-        entry.answer(
+        self._dequeue(entry)
+        entry.resolve(
             DeadlineExceeded(
                 f"The picture was still waiting for its turn after the {entry.expires_s:g} seconds that it was given."
                 " Allow more time, or try again later."
@@ -223,85 +286,81 @@ class Batcher(Generic[Key, Item, Result]):
         )
 
     async def _work(self) -> None:
+        """Starts batches until no item waits and none runs."""
         while self._waiting or self._running:
-            while len(self._running) < self._places:
-                await self._linger()
-                batch = self._choose()
-                if not batch:
-                    break
-                self._start(batch)
-                await asyncio.sleep(0)  # it is on the device before the next one is chosen
-            if self._waiting or self._running:
+            await self._linger()
+            if not self._start_batch() and (self._waiting or self._running):
                 self._changed.clear()
                 await self._changed.wait()
 
     async def _linger(self) -> None:
-        """Returns when the oldest has waited `linger_s`, or its batch is full; at once where no lingering is asked."""
-        while self.linger_s > 0 and not self._is_draining and (head := self._oldest(self._waiting)) is not None:
+        """Returns when the oldest item has waited for `linger_s`, or when items of its key fill the room on the device.
+
+        Returns at once if there is no lingering, no item, or no room.
+        """
+        while self.linger_s > 0 and (head := self._oldest(self._waiting)) is not None:
             left_s = head.arrived_s + self.linger_s - self._clock()
-            try:
-                is_full = len(self._queues[head.key]) >= self._batch_size(head.key)
-            except Exception:  # told when choosing
-                return
-            if is_full or left_s <= 0:
+            if left_s <= 0 or len(self._queues[head.key]) >= self._room():
                 return
             self._changed.clear()
             with suppress(TimeoutError):
                 await asyncio.wait_for(self._changed.wait(), left_s)
 
-    def _choose(self) -> list[Entry[Key, Item, Result]]:
-        """The oldest waiting entry and others of its key, in order of arrival; none where nobody waits or may begin."""
-        while (head := self._oldest(self._waiting)) is not None:
+    def _start_batch(self) -> bool:
+        """Starts a batch of the oldest item and others of its key, in order of arrival; says whether it could."""
+        while (room := self._room()) >= 1 and (head := self._oldest(self._waiting)) is not None:
             queue = self._queues[head.key]
             try:
-                size = self._batch_size(head.key)
-            except Exception as error:  # whoever wrote `limit`, the queue must go on
-                self._leave(head)
-                head.answer(error)
+                reservation = self._device.reserve(head.key, len(queue), len(self._waiting), room)
+                if reservation is None and not self._running:  # no batch will end, so waiting would last for ever
+                    raise RuntimeError(f"{type(self._device).__name__} reserved nothing although no batch runs")
+            except Exception as error:  # whatever the device raises, the queue must go on
+                self._dequeue(head)
+                head.resolve(error)
                 continue
-            if size < 1 and self._running:
-                return []
-            self._leave(head)
+            if reservation is None:
+                return False
+            self._dequeue(head)
             batch = [head]
-            while len(batch) < size and (entry := self._oldest(queue)) is not None:
-                self._leave(entry)
+            while len(batch) < min(reservation.count, room) and (entry := self._oldest(queue)) is not None:
+                self._dequeue(entry)
                 batch.append(entry)
-            return batch
-        return []
+            now = self._clock()
+            if not self._running:
+                self._busy_reported_until_s = now
+            running = Running(len(batch), now)
+            self._running[running] = asyncio.create_task(self._run_batch(batch, reservation, running))
+            return True
+        return False
 
     def _oldest(self, entries: Waiting[Key, Item, Result]) -> Entry[Key, Item, Result] | None:
-        """The first that still wants to be run; the cancelled and the expired before it are dropped."""
+        """Returns the first entry that still has to be run, and drops cancelled and expired ones before it."""
         while entries:
             entry = next(iter(entries))
             if self._clock() - entry.arrived_s >= entry.expires_s:
                 self._expire(entry)
             elif entry.future.done():
-                self._leave(entry)
+                self._dequeue(entry)
             else:
                 return entry
         return None
 
-    def _batch_size(self, key: Key) -> int:
-        return self.max_batch_size if self._limit is None else min(self.max_batch_size, self._limit(key))
+    def _room(self) -> int:
+        return self.max_batch_size - self.running
 
-    def _start(self, batch: list[Entry[Key, Item, Result]]) -> None:
-        now = self._clock()
-        if not self._running:
-            self._counted_s = now
-        running = Running(len(batch), sum(entry.pixels for entry in batch), now)
-        self._running[running] = asyncio.create_task(self._run_batch(batch, running))
-
-    async def _run_batch(self, batch: list[Entry[Key, Item, Result]], running: Running) -> None:
+    async def _run_batch(
+        self, batch: list[Entry[Key, Item, Result]], reservation: Reservation, running: Running
+    ) -> None:
         outcomes: list[Result | Exception]
         task = asyncio.current_task()
         try:
-            outcomes = await self._run(batch[0].key, [entry.item for entry in batch])
+            outcomes = await self._device.run(reservation, batch[0].key, [entry.item for entry in batch])
             if len(outcomes) != len(batch):
                 raise RuntimeError(f"{len(outcomes)} results for a batch of {len(batch)}")
-        except Exception as error:  # whatever it was, everyone in the batch must hear of it and the queue go on
+        except Exception as error:  # whatever it is, every item must get it and the queue must go on
             outcomes = [error] * len(batch)
         except asyncio.CancelledError:
-            if task is not None and task.cancelling():  # the event loop ends, and everyone who waits with it
+            if task is not None and task.cancelling():  # the event loop ends, and with it all that wait
                 raise
             outcomes = [RuntimeError("the batch was cancelled on the device")] * len(batch)
         finally:
@@ -312,17 +371,18 @@ class Batcher(Generic[Key, Item, Result]):
         waits_s = [running.started_s - entry.arrived_s for entry in batch]
         for entry, wait_s, outcome in zip(batch, waits_s, outcomes, strict=True):
             if isinstance(outcome, Exception):
-                entry.answer(outcome)
+                entry.resolve(outcome)
             else:
-                entry.answer(Done(outcome, wait_s, ran_s, len(batch)))
-        busy_s, self._counted_s = ended_s - self._counted_s, ended_s
-        self._tell(batch, running.pixels, waits_s, ran_s, busy_s)
+                entry.resolve(Done(outcome, wait_s, ran_s, len(batch)))
+        busy_s, self._busy_reported_until_s = ended_s - self._busy_reported_until_s, ended_s
+        self._notify_observer(batch, waits_s, ran_s, busy_s)
 
-    def _tell(
-        self, batch: list[Entry[Key, Item, Result]], pixels: int, waits_s: list[float], ran_s: float, busy_s: float
+    def _notify_observer(
+        self, batch: list[Entry[Key, Item, Result]], waits_s: list[float], ran_s: float, busy_s: float
     ) -> None:
         if self._observer is None:
             return
+        pixels = sum(entry.pixels for entry in batch)
         try:
             self._observer.on_batch(batch[0].key, len(batch), pixels, waits_s, ran_s, busy_s)
         except Exception:

@@ -1,7 +1,7 @@
-"""The style catalogue: which styles exist, which are installed, and what each one needs. No torch here.
+"""The catalogue of styles: the installed ones, and those that can be downloaded.
 
-An installed style is one safetensors file that describes itself in its header. The catalogue beside the shipped styles
-lists those that can be pulled.
+An installed style is one safetensors file that describes itself in its header. The file `catalogue.toml` beside the
+shipped styles lists those that can be pulled.
 """
 
 import json
@@ -23,12 +23,16 @@ CATALOGUE = "catalogue.toml"
 
 
 class Style(StrictModel):
-    """One checkpoint and how it must be run.
+    """A checkpoint, and how it must be run.
 
     Attributes:
-        resize: how its decoder grows, see `serve_app.engine.generator`.
+        name: by which requests choose it.
+        title: for people.
+        resize: how its decoder upsamples; see `serve_app.engine.generator`.
         eps: of its norms: 1e-12 in checkpoints converted from TensorFlow's layer norm, else 1e-5.
+        licence: of the weights.
         source: where it comes from, an address or a sentence.
+        credit: whose work it is.
     """
 
     name: str = Field(pattern=r"^[a-z0-9][a-z0-9_-]{0,63}$")
@@ -45,12 +49,12 @@ class Style(StrictModel):
         return 1 if self.resize == "align" else 4
 
     def to_header(self) -> dict[str, str]:
-        """The header of its safetensors file, which holds strings only."""
+        """Returns the header of its safetensors file, which can hold only strings."""
         return {"animegan_style": self.model_dump_json()}
 
 
 class CatalogueEntry(Style):
-    """A style that can be pulled: `source` is its download address; at least one digest vouches for the file."""
+    """A style that can be downloaded from its `source`; at least one digest is needed to verify the file."""
 
     file: str
     bytes: int | None = None
@@ -59,18 +63,19 @@ class CatalogueEntry(Style):
 
 
 def default_eps(resize: ResizeMode) -> float:
+    """Returns the eps of the norms that checkpoints of a resize mode usually have."""
     return 1e-12 if resize == "tf" else 1e-5
 
 
 def shipped_dir() -> Path:
-    """The folder `weights/`: inside the package in a wheel, beside it in a clone."""
+    """Returns the folder `weights/`: inside the package in a wheel, beside it in a clone."""
     package = Path(__file__).parent.parent
     inside = package / "weights"
     return inside if inside.is_dir() else package.parent / "weights"
 
 
 def local_dir(setting: Path | None = None) -> Path:
-    """The folder of pulled and imported styles: the setting, else ANIMEGAN_STYLES_DIR, else beside the shipped ones."""
+    """Returns the folder of pulled and imported styles: the setting, else ANIMEGAN_STYLES_DIR, else `shipped_dir()`."""
     if setting is not None:
         return setting.expanduser()
     variable = os.environ.get(STYLES_DIR_VARIABLE)
@@ -78,12 +83,13 @@ def local_dir(setting: Path | None = None) -> Path:
 
 
 def read_catalogue() -> dict[str, CatalogueEntry]:
+    """Reads the styles that can be downloaded, by name."""
     entries = tomllib.loads((shipped_dir() / CATALOGUE).read_text(encoding="utf-8"))["style"]
     return {entry["name"]: CatalogueEntry(**entry) for entry in entries}
 
 
 def installed_styles(setting: Path | None = None) -> dict[str, "InstalledStyle"]:
-    """Every style that can paint now, by name; a file in the local folder goes before a shipped one of its name.
+    """Reads the styles that can paint now, by name; a file in the local folder overrides a shipped style of its name.
 
     Raises:
         StyleError: if a style file cannot be read, naming the file.
@@ -94,11 +100,13 @@ def installed_styles(setting: Path | None = None) -> dict[str, "InstalledStyle"]
 
 
 class InstalledStyle(Style):
+    """A style whose file is on this machine."""
+
     path: Path
 
 
 def read_installed(path: Path) -> InstalledStyle:
-    """Reads a style's description from its file's header.
+    """Reads the description of a style from the header of its file.
 
     Raises:
         StyleError: if the file is damaged or is not a style of this service.
@@ -116,13 +124,21 @@ def read_installed(path: Path) -> InstalledStyle:
         ) from error
 
 
-def find_style(styles: Mapping[str, InstalledStyle], name: str) -> InstalledStyle:
-    """
+def find_style(
+    styles: Mapping[str, InstalledStyle], name: str, catalogue: Mapping[str, Style] | None = None
+) -> InstalledStyle:
+    """Returns an installed style.
+
+    Args:
+        styles: installed ones, by name.
+        name: as a user wrote it.
+        catalogue: styles that can be downloaded; the error says how, if `name` is one of them.
+
     Raises:
-        UnknownStyle: naming the styles that are there.
+        UnknownStyle: naming the styles that are installed.
     """
     if name not in styles:
         known = ", ".join(sorted(styles))
-        pull = f" `animegan styles pull {name}` and a restart install it." if name in read_catalogue() else ""
+        pull = f" `animegan styles pull {name}` and a restart install it." if name in (catalogue or {}) else ""
         raise UnknownStyle(f"There is no style {name[:64]!r} here; installed are: {known}.{pull}")
     return styles[name]

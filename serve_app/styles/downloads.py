@@ -1,4 +1,4 @@
-"""Pulling a catalogue's checkpoint: bounded, timed out, and vouched for by its digests before anything reads it."""
+"""Downloads checkpoints of the catalogue, with bounds on size and time, and verifies their digests before use."""
 
 import hashlib
 import os
@@ -11,11 +11,11 @@ from serve_app.styles.catalogue import CatalogueEntry
 
 MIRROR_VARIABLE = "ANIMEGAN_WEIGHTS_MIRROR"
 CONNECT_TIMEOUT_S, READ_TIMEOUT_S = 10, 30
-MAX_BYTES = 64 * 2**20  # of a checkpoint whose size the catalogue does not know; a generator has 8 MB
+MAX_BYTES = 64 * 2**20  # of a checkpoint whose size is not in the catalogue; a generator has 8 MB
 
 
 def download(entry: CatalogueEntry, show_progress: bool = True) -> bytes:
-    """A catalogue entry's checkpoint, checked against the entry's size and digests.
+    """Downloads a checkpoint and checks it against the size and digests in the catalogue.
 
     Raises:
         StyleError: if the file cannot be fetched, or is not the one that the catalogue names.
@@ -28,12 +28,17 @@ def download(entry: CatalogueEntry, show_progress: bool = True) -> bytes:
 
 
 def address_of(entry: CatalogueEntry) -> str:
-    """Where the checkpoint is fetched: from the mirror, if ANIMEGAN_WEIGHTS_MIRROR names one, else from its source."""
+    """Returns the download address: at the mirror if ANIMEGAN_WEIGHTS_MIRROR names one, else the entry's source."""
     mirror = os.environ.get(MIRROR_VARIABLE)
     return f"{mirror.rstrip('/')}/{entry.file}" if mirror else entry.source
 
 
 def fetch(address: str, size: int | None, show_progress: bool) -> bytes:
+    """Downloads a file of at most `size` bytes.
+
+    Raises:
+        StyleError: if it cannot be fetched or is larger.
+    """
     limit = size or MAX_BYTES
     chunks: list[bytes] = []
     received = 0
@@ -67,9 +72,10 @@ def fetch(address: str, size: int | None, show_progress: bool) -> bytes:
 
 
 def verify(data: bytes, entry: CatalogueEntry) -> None:
-    """
+    """Checks a file against the size and every digest that the catalogue has of it.
+
     Raises:
-        StyleError: if the size or any digest that the catalogue knows differs.
+        StyleError: if one differs.
     """
     if entry.bytes is not None and len(data) != entry.bytes:
         raise StyleError(f"{entry.file} came with {len(data)} bytes instead of {entry.bytes}; nothing was kept.")
@@ -83,5 +89,5 @@ def verify(data: bytes, entry: CatalogueEntry) -> None:
 
 
 def git_blob_id(data: bytes) -> str:
-    """The name that git gives to a file of this content."""
+    """Returns the id that git gives to a file of this content."""
     return hashlib.sha1(b"blob %d\0" % len(data) + data, usedforsecurity=False).hexdigest()

@@ -1,22 +1,22 @@
-"""Whose a request is, as far as it can be known: by address, seen through the proxies that are trusted."""
+"""Identifies the client of a request by its address, looking through trusted proxies."""
 
 from collections.abc import Sequence
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address
 
-HOUSEHOLD = 64  # bits of an IPv6 address that tell households apart; the rest is each one's to choose
+IPV6_PREFIX = 64  # bits: providers assign each customer a /64 or more, and hosts choose the rest freely
 
 
 def client_address(peer: str | None, forwarded_for: Sequence[str], trusted: Sequence[IPv4Network | IPv6Network]) -> str:
-    """The nearest address that is no trusted proxy's, an IPv6 one as its /64.
+    """Returns the nearest address that is not a trusted proxy's; an IPv6 address as its /64.
 
-    Each proxy writes at the right whom it was called by, and a client may have written anything before that. The walk
-    therefore goes from the peer leftwards, and ends at the first address that is not trusted, or before the first entry
-    that is not an address.
+    Each proxy appends the address that called it, and a client may have sent anything before that. So entries are read
+    from the right, starting at the peer, until the first address that is not trusted or the first entry that is not an
+    address.
 
     Args:
-        peer: the other end of the connection; a name that is no address is the answer itself, and None is `unknown`.
-        forwarded_for: the X-Forwarded-For lines in their order, each one or more addresses with or without port.
-        trusted: networks whose proxies are believed.
+        peer: the other end of the connection. A name that is not an address is returned as it is; None is `unknown`.
+        forwarded_for: the X-Forwarded-For lines in order, each holding one or more addresses with or without port.
+        trusted: networks of proxies whose entries are believed.
     """
     if peer is None:
         return "unknown"
@@ -30,11 +30,11 @@ def client_address(peer: str | None, forwarded_for: Sequence[str], trusted: Sequ
         if before is None:
             break
         address = before
-    return household(address)
+    return client_network(address)
 
 
 def parse_address(text: str) -> IPv4Address | IPv6Address | None:
-    """An address as written in X-Forwarded-For: `1.2.3.4`, `1.2.3.4:567`, `::1`, `[::1]`, `[::1]:80`."""
+    """Parses an address as written in X-Forwarded-For: `1.2.3.4`, `1.2.3.4:567`, `::1`, `[::1]`, `[::1]:80`."""
     host, port = text.strip(), ""
     if host.startswith("["):
         host, bracket, port = host[1:].partition("]")
@@ -53,7 +53,8 @@ def parse_address(text: str) -> IPv4Address | IPv6Address | None:
     return mapped or address
 
 
-def household(address: IPv4Address | IPv6Address) -> str:
+def client_network(address: IPv4Address | IPv6Address) -> str:
+    """Returns an IPv4 address as it is, and an IPv6 one as the network that one customer holds."""
     if isinstance(address, IPv4Address):
         return str(address)
-    return str(IPv6Network((int(address), HOUSEHOLD), strict=False))
+    return str(IPv6Network((int(address), IPV6_PREFIX), strict=False))

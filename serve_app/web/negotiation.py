@@ -1,4 +1,4 @@
-"""Which image format a client is answered in."""
+"""Choice of the image format that a client is answered in."""
 
 import contextlib
 
@@ -7,11 +7,13 @@ import mimeparse
 from serve_app.frames import ImageFormat
 from serve_app.images.encode import MEDIA_TYPES
 
-MAX_ACCEPT_LENGTH = 1024  # the parser takes quadratic time on hostile headers, in the event loop
+MAX_ACCEPT_LENGTH = (
+    1024  # characters: the parser takes quadratic time on hostile headers, and it runs in the event loop
+)
 
 
 def negotiate(accept: str | None, default: ImageFormat) -> ImageFormat:
-    """The format that an Accept header likes best; the default wins ties, and where nothing fits."""
+    """Returns the format that an Accept header prefers; the default wins ties, and where nothing is acceptable."""
     if not accept or len(accept) > MAX_ACCEPT_LENGTH:
         return default
     ranges = []

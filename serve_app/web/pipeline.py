@@ -3,31 +3,37 @@
 from collections.abc import Mapping
 from typing import Protocol
 
-from serve_app.frames import Order, Picture
+from serve_app.frames import EncodedImage, StylizeRequest
 from serve_app.settings import IngressSettings
 from serve_app.styles.catalogue import InstalledStyle, Style
 
 
 class Pipeline(Protocol):
-    """What the routes need of the service behind them."""
+    """The part of the service behind the routes."""
 
     @property
-    def settings(self) -> IngressSettings: ...
+    def settings(self) -> IngressSettings:
+        """Defaults and limits of a request; they may change while the service runs."""
 
     @property
-    def styles(self) -> Mapping[str, InstalledStyle]: ...
+    def styles(self) -> Mapping[str, InstalledStyle]:
+        """Installed styles by name."""
 
     @property
-    def catalogue(self) -> Mapping[str, Style]: ...
+    def catalogue(self) -> Mapping[str, Style]:
+        """Styles that can be downloaded, by name."""
 
-    async def stylize(self, data: bytes, order: Order, client: str) -> Picture:
-        """
+    async def stylize(self, data: bytes, request: StylizeRequest, client: str) -> EncodedImage:
+        """Paints a photograph.
+
         Args:
-            client: whose request this is, as far as it can be known.
+            data: the file as it was uploaded.
+            request: the client's options.
+            client: identifies the client for fair sharing, as far as it can be known.
 
         Raises:
-            RequestError: what the client is to be told.
+            RequestError: a refusal for the client.
         """
 
     async def is_ready(self) -> bool:
-        """Whether a model replica has painted its warm-up picture."""
+        """Returns whether a model replica has painted its warm-up image."""

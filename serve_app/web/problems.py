@@ -1,4 +1,4 @@
-"""Every refusal and fault as a problem document (RFC 9457)."""
+"""Handlers that answer every refusal and fault with a problem document (RFC 9457)."""
 
 import logging
 
@@ -16,12 +16,14 @@ CLIENT_CLOSED_REQUEST = 499  # in access logs, as nginx has it
 
 
 async def answer_refusal(request: Request, error: Exception) -> Response:
+    """Answers a refusal of this service."""
     assert isinstance(error, RequestError)  # what this handler is registered for
     headers = {} if error.retry_after_s is None else {"Retry-After": str(error.retry_after_s)}
     return JSONResponse(error.problem(), error.status, headers, PROBLEM)
 
 
 async def answer_invalid(request: Request, error: Exception) -> Response:
+    """Answers a query that FastAPI's validation refused."""
     assert isinstance(error, RequestValidationError)
     sentences = []
     for detail in error.errors():
@@ -33,7 +35,7 @@ async def answer_invalid(request: Request, error: Exception) -> Response:
 
 
 async def answer_http_error(request: Request, error: Exception) -> Response:
-    """What the framework itself refuses: an unknown path, a method that a path does not have."""
+    """Answers a refusal of the framework: an unknown path, or a method that a path does not support."""
     assert isinstance(error, HTTPException)
     document = {"type": "about:blank", "title": error.detail, "status": error.status_code}
     document |= {
@@ -44,11 +46,11 @@ async def answer_http_error(request: Request, error: Exception) -> Response:
 
 
 async def answer_nobody(request: Request, error: Exception) -> Response:
-    """The client broke its upload off: nobody reads this, and it is no fault to log."""
+    """Ends a request whose client disconnected during the upload; nobody reads the answer, and nothing is logged."""
     return Response(status_code=CLIENT_CLOSED_REQUEST)
 
 
 async def answer_fault(request: Request, error: Exception) -> Response:
-    """A fault of ours: the log has it whole, the client gets a sentence."""
+    """Logs a fault of this service in full, and answers with one sentence."""
     logger.error("unexpected error on %s %s", request.method, request.url.path, exc_info=error)
     return await answer_refusal(request, RequestError("Something went wrong here; the fault has been logged."))

@@ -1,7 +1,4 @@
-"""The HTTP routes, over a small `Pipeline` protocol: no Ray here, so a fake pipeline tests every route.
-
-Routes stay on the happy path. Every refusal is a `RequestError`, and one handler makes problem documents of them.
-"""
+"""The HTTP routes. Every refusal is raised as a `RequestError`, and `problems` turns it into a problem document."""
 
 import importlib.metadata
 from pathlib import Path
@@ -16,7 +13,7 @@ from starlette.requests import ClientDisconnect
 from starlette.staticfiles import StaticFiles
 
 from serve_app.errors import BadOption, NotReady, RequestError
-from serve_app.frames import Order, Picture, Size
+from serve_app.frames import Receipt, StylizeRequest
 from serve_app.settings import IngressSettings
 from serve_app.styles.catalogue import Style, find_style
 from serve_app.web.clients import client_address
@@ -30,7 +27,7 @@ PAGE = Path(__file__).parent / "page"
 
 
 def create_app(pipeline: Pipeline) -> FastAPI:
-    """The service's ASGI application over a pipeline."""
+    """Returns the ASGI application that serves a pipeline over HTTP."""
     app = FastAPIOffline(
         title="animegan-serve",
         summary="Turns photographs into anime with AnimeGANv2.",
@@ -53,10 +50,10 @@ def create_app(pipeline: Pipeline) -> FastAPI:
     async def stylize(
         request: Request, options: Annotated[Options, Query()], accept: Annotated[str | None, Header()] = None
     ) -> Response:
-        order = fill_in(options, accept, pipeline)
+        wanted = stylize_request(options, accept, pipeline)
         data = await read_upload(request, pipeline.settings.max_bytes)
-        picture = await pipeline.stylize(data, order, whose(request, pipeline.settings))
-        return Response(picture.data, media_type=picture.media_type, headers=receipt_headers(picture))
+        painting = await pipeline.stylize(data, wanted, client_of(request, pipeline.settings))
+        return Response(painting.data, media_type=painting.media_type, headers=receipt_headers(painting.receipt))
 
     @app.get("/v1/styles", summary="Styles that paint here, and those that can be pulled")
     async def styles() -> StyleList:
@@ -81,28 +78,30 @@ def create_app(pipeline: Pipeline) -> FastAPI:
     return app
 
 
-def whose(request: Request, settings: IngressSettings) -> str:
+def client_of(request: Request, settings: IngressSettings) -> str:
+    """Returns the address that identifies the client of a request."""
     peer = request.client.host if request.client else None
     return client_address(peer, request.headers.getlist("x-forwarded-for"), settings.trusted_proxies)
 
 
-def fill_in(options: Options, accept: str | None, pipeline: Pipeline) -> Order:
-    """
+def stylize_request(options: Options, accept: str | None, pipeline: Pipeline) -> StylizeRequest:
+    """Checks a client's options and fills in the defaults.
+
     Raises:
         UnknownStyle: if the style is not installed.
         BadOption: if `max_side` or `timeout_s` is above the setting.
     """
     settings = pipeline.settings
-    style = find_style(pipeline.styles, options.style or settings.default_style)
+    style = find_style(pipeline.styles, options.style or settings.default_style, pipeline.catalogue)
     max_side = options.max_side or settings.max_side
     if max_side > settings.max_side:
-        raise BadOption(
-            f"max_side is {max_side}; at most {settings.max_side} pixels are painted here.", settings.max_side, max_side
-        )
+        detail = f"max_side is {max_side}; at most {settings.max_side} pixels are painted here."
+        raise BadOption(detail, settings.max_side, max_side, "pixels")
     timeout_s = options.timeout_s or settings.timeout_s
     if timeout_s > settings.timeout_s:
-        raise BadOption(f"timeout_s is {timeout_s:g}; a picture may take {settings.timeout_s:g} seconds here at most.")
-    return Order(
+        detail = f"timeout_s is {timeout_s:g}; a picture may take {settings.timeout_s:g} seconds here at most."
+        raise BadOption(detail, settings.timeout_s, timeout_s, "seconds")
+    return StylizeRequest(
         style=style.name,
         max_side=max_side,
         multiple=style.multiple,
@@ -112,13 +111,13 @@ def fill_in(options: Options, accept: str | None, pipeline: Pipeline) -> Order:
     )
 
 
-def receipt_headers(picture: Picture) -> dict[str, str]:
-    receipt = picture.receipt
+def receipt_headers(receipt: Receipt) -> dict[str, str]:
+    """Returns the headers that tell a client what was done to its photograph."""
     timings = ", ".join(f"{name};dur={duration:.1f}" for name, duration in receipt.timings_ms.items())
     return {
         "X-Style": receipt.style,
-        "X-Original-Size": width_x_height(receipt.original),
-        "X-Painted-Size": width_x_height(receipt.painted),
+        "X-Original-Size": f"{receipt.original.width}x{receipt.original.height}",
+        "X-Painted-Size": f"{receipt.painted.width}x{receipt.painted.height}",
         "X-Resized": "true" if receipt.resized else "false",
         "Server-Timing": timings,
         "Vary": "Accept",
@@ -126,12 +125,8 @@ def receipt_headers(picture: Picture) -> dict[str, str]:
     }
 
 
-def width_x_height(size: Size) -> str:
-    return f"{size[1]}x{size[0]}"
-
-
 def list_styles(pipeline: Pipeline) -> StyleList:
-    """Installed styles first, then those of the catalogue that could be pulled."""
+    """Returns the default style, then other installed ones, then those of the catalogue that can be downloaded."""
     default = pipeline.settings.default_style
     listed: dict[str, Style] = {**pipeline.catalogue, **pipeline.styles}
     infos = [

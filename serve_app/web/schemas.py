@@ -13,7 +13,7 @@ PROBLEM = "application/problem+json"
 
 
 class Options(BaseModel):
-    """Query of /v1/stylize; an unknown option is refused, since a misspelt one would be ignored in silence."""
+    """The query of /v1/stylize. Unknown options are refused, or a misspelt one would be ignored silently."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -24,11 +24,15 @@ class Options(BaseModel):
     format: ImageFormat | None = Field(None, description="Else by `Accept`, else the setting's default.")
     quality: int | None = Field(None, ge=1, le=100, description="Of jpeg, webp and avif; png is lossless.")
     timeout_s: float | None = Field(
-        None, gt=0, description="Seconds that it may take; past them 408, and it is not painted. Up to the setting."
+        None,
+        gt=0,
+        description="Seconds from admission to the answer; then 408, and it is not painted. Up to the setting.",
     )
 
 
 class StyleInfo(BaseModel):
+    """A style as clients see it."""
+
     name: str
     title: str
     licence: str
@@ -41,31 +45,36 @@ class StyleInfo(BaseModel):
 
 
 class StyleList(BaseModel):
+    """All styles, and the limits that a client needs before it uploads."""
+
     styles: list[StyleInfo]
     max_side: int = Field(description="Larger photographs are fitted to this longer side, in pixels.")
     max_bytes: int = Field(description="Of one upload.")
 
 
 class Status(BaseModel):
+    """The answer of a health check."""
+
     status: Literal["ok"]
 
 
 class Problem(BaseModel):
-    """RFC 9457, with the limit met where there is a number."""
+    """A refusal (RFC 9457), with the limit that was met where there is a number."""
 
     type: str
     title: str
     status: int
     code: str
     detail: str
-    limit: int | None = None
-    actual: int | None = None
-    position: int | None = Field(None, description="Pictures before it.")
+    limit: float | None = Field(None, description="The number that was exceeded.")
+    actual: float | None = Field(None, description="The number that the request came with.")
+    unit: str | None = Field(None, description="Of both: bytes, pixels or seconds.")
+    position: int | None = Field(None, description="How many images are ahead of this one.")
     retry_after_s: int | None = None
 
 
 def problems(*statuses: int) -> dict[int | str, dict[str, Any]]:
-    """OpenAPI responses of refusals."""
+    """Returns the OpenAPI description of refusals with these statuses."""
     schema = {"schema": {"$ref": "#/components/schemas/Problem"}}
     return {status: {"description": "Refused", "content": {PROBLEM: schema}} for status in statuses}
 
@@ -85,11 +94,11 @@ UPLOAD = {
     }
 }
 RECEIPT_HEADERS = {
-    "X-Style": "The style painted with.",
+    "X-Style": "The style that it was painted in.",
     "X-Original-Size": "Width x height of the photograph, upright.",
     "X-Painted-Size": "Width x height of the painting.",
-    "X-Resized": "true exactly when the two differ.",
-    "Server-Timing": "Milliseconds of decode, queue (all waiting on the way), paint and encode.",
+    "X-Resized": "true exactly when the two sizes differ.",
+    "Server-Timing": "Milliseconds of decode, queue (all waiting together), paint and encode.",
 }
 PAINTED: dict[int | str, dict[str, Any]] = {
     200: {
@@ -103,7 +112,7 @@ PAINTED: dict[int | str, dict[str, Any]] = {
 
 
 def describe_problems(app: FastAPI) -> None:
-    """Puts the problem document into the schema, and takes out FastAPI's own 422, which never leaves this service."""
+    """Adds the problem document to the OpenAPI schema, and removes FastAPI's own 422, which is never sent."""
     generate = app.openapi
 
     def openapi() -> dict[str, Any]:

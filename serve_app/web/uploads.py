@@ -1,4 +1,4 @@
-"""One photograph out of an HTTP request, in bounded memory: a raw body, or the multipart field `image`."""
+"""Reads the photograph of an HTTP request in bounded memory: a raw body, or the multipart field `image`."""
 
 from starlette.datastructures import UploadFile
 from starlette.exceptions import HTTPException
@@ -12,18 +12,18 @@ FORM_OVERHEAD_BYTES = 64 * 1024  # boundaries, part headers and small fields aro
 
 
 async def read_upload(request: Request, max_bytes: int) -> bytes:
-    """The photograph's bytes, whatever content type a raw body claims: its content tells the format later.
+    """Returns the bytes of the photograph, whatever media type is claimed: its format is recognised by content later.
 
     Raises:
         NoImage: if the body is empty or the form has no file in its field `image`.
-        TooManyBytes: as soon as more than `max_bytes` are announced or have arrived.
+        TooManyBytes: as soon as more than `max_bytes` are announced or received.
     """
     is_form = request.headers.get("content-type", "").lower().startswith("multipart/form-data")
     body_limit = max_bytes + FORM_OVERHEAD_BYTES if is_form else max_bytes
     announced = request.headers.get("content-length", "")
     if announced.isdigit() and int(announced) > body_limit:
         raise too_many_bytes(max_bytes, int(announced))
-    bounded = Request(request.scope, Counter(request, body_limit, max_bytes).receive)
+    bounded = Request(request.scope, BoundedReceive(request, body_limit, max_bytes).receive)
     data = await read_form(bounded) if is_form else await bounded.body()
     if not data:
         raise NoImage("The request has no picture: send it as the body, or as the file field `image` of a form.")
@@ -33,6 +33,11 @@ async def read_upload(request: Request, max_bytes: int) -> bytes:
 
 
 async def read_form(request: Request) -> bytes:
+    """Returns the file in the field `image` of a form.
+
+    Raises:
+        NoImage: if there is none, or the form is malformed.
+    """
     try:
         async with request.form(max_files=1, max_fields=20) as form:
             upload = form.get(FIELD)
@@ -43,8 +48,8 @@ async def read_form(request: Request) -> bytes:
         raise NoImage(f"The form cannot be read; send one file in its field `{FIELD}`.") from error
 
 
-class Counter:
-    """Counts what arrives, so that an upload without an honest length is cut off too."""
+class BoundedReceive:
+    """Counts the bytes received, so that an upload is cut off even if its announced length is missing or wrong."""
 
     def __init__(self, request: Request, body_limit: int, max_bytes: int) -> None:
         self._receive = request.receive
@@ -53,6 +58,11 @@ class Counter:
         self._received = 0
 
     async def receive(self) -> Message:
+        """Returns the next ASGI message.
+
+        Raises:
+            TooManyBytes: if the limit is passed.
+        """
         message = await self._receive()
         self._received += len(message.get("body", b""))
         if self._received > self._body_limit:
@@ -61,4 +71,6 @@ class Counter:
 
 
 def too_many_bytes(limit: int, actual: int) -> TooManyBytes:
-    return TooManyBytes(f"The upload has {actual} bytes or more; at most {limit} are taken here.", limit, actual)
+    """Returns the refusal of an upload of at least `actual` bytes."""
+    detail = f"The upload has {actual} bytes or more; at most {limit} are taken here."
+    return TooManyBytes(detail, limit, actual, "bytes")

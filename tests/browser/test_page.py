@@ -183,7 +183,7 @@ def test_page_shows_the_problem_of_a_broken_file_and_then_paints_a_good_one(page
 
 
 def test_page_keeps_a_refused_photo_and_tries_it_again(page: Page, pipeline: FakePipeline) -> None:
-    pipeline.fault = TooBusy("Nine pictures are waiting; try again in 2 seconds.", 8, 9, 2)
+    pipeline.fault = TooBusy("Nine pictures are waiting; try again in 2 seconds.", 8, 9, "pictures", 2)
     choose(page, upload(jpeg(photo(400, 300))))
     expect(page.get_by_role("alert")).to_contain_text("Nine pictures are waiting; try again in 2 seconds.")
     expect_shown(page, "Your photo")
@@ -224,24 +224,26 @@ class TestSmallUploads:
         assert "POST" not in sent
 
 
-class TestSlowPaintings:
-    @pytest.fixture
-    def pipeline(self) -> FakePipeline:
-        return FakePipeline(pause_s=1.5)
+def test_page_counts_the_seconds_of_a_painting(page: Page, pipeline: FakePipeline) -> None:
+    pipeline.may_paint.clear()
+    choose(page, upload(jpeg(photo(400, 300))))
+    expect(page.get_by_text("Painting… 1 s")).to_be_visible()
+    pipeline.may_paint.set()
+    expect_shown(page, "Your photo, painted in the style Toon")
 
-    def test_page_counts_the_seconds_of_a_painting(self, page: Page) -> None:
+
+def test_page_aborts_the_running_request_when_a_new_photo_is_chosen(page: Page, pipeline: FakePipeline) -> None:
+    aborted: list[str | None] = []
+    page.on("requestfailed", lambda request: aborted.append(request.failure))
+    pipeline.may_paint.clear()
+    with page.expect_request("**/v1/stylize**"):
         choose(page, upload(jpeg(photo(400, 300))))
-        expect(page.get_by_text("Painting… 1 s")).to_be_visible()
-
-    def test_page_aborts_the_running_request_when_a_new_photo_is_chosen(self, page: Page) -> None:
-        aborted: list[str | None] = []
-        page.on("requestfailed", lambda request: aborted.append(request.failure))
-        with page.expect_request("**/v1/stylize**"):
-            choose(page, upload(jpeg(photo(400, 300))))
+    with page.expect_event("requestfailed"):
         choose(page, upload(jpeg(photo(320, 240))))
-        expect(page.get_by_role("status")).to_have_text(f"Painted at its own size, 320 {TIMES} 240.")
-        assert aborted == ["net::ERR_ABORTED"]
-        expect(page.locator(".problem")).to_be_hidden()
+    pipeline.may_paint.set()
+    expect(page.get_by_role("status")).to_have_text(f"Painted at its own size, 320 {TIMES} 240.")
+    assert aborted == ["net::ERR_ABORTED"]
+    expect(page.locator(".problem")).to_be_hidden()
 
 
 def test_style_select_lists_only_installed_styles(page: Page) -> None:
@@ -255,7 +257,7 @@ def test_chosen_style_shows_its_licence_and_paints(page: Page, pipeline: FakePip
     expect(page.get_by_role("status")).to_have_text(
         f"Painted at 400 {TIMES} 300; the photo was 401 {TIMES} 300 and was fitted."
     )
-    assert [order.style for order in pipeline.orders] == ["papaya"]
+    assert [request.style for request in pipeline.requests] == ["papaya"]
 
 
 def test_page_asks_no_other_host_and_logs_no_error(chromium: Browser, server: str) -> None:

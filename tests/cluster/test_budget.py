@@ -16,7 +16,8 @@ MB = 1_000_000
 BUDGET = 600 * MB
 
 pytestmark = pytest.mark.skipif(
-    not Path("/proc/self/clear_refs").exists(), reason="only Linux tells a process's peak and bounds a running process"
+    not Path("/proc/self/clear_refs").exists(),
+    reason="only Linux reports a process's peak and limits a running one",
 )
 
 
@@ -57,7 +58,7 @@ def has_tcmalloc() -> bool:
 
 def test_memory_that_runs_out_costs_one_503_and_no_replica(service: Service) -> None:
     replica = service.replica("Stylizer")
-    # What is mapped, and 60 MB more: too little for the large picture, whatever the budget promised. This comes before
+    # What is mapped, and 60 MB more: too little for the large picture, although the budget allows it. This comes before
     # any other large picture: an allocator that has once mapped enough would not ask again.
     bound = status_bytes(replica, "VmSize") + 60 * MB
     replica.rlimit(psutil.RLIMIT_AS, (bound, psutil.RLIM_INFINITY))
@@ -74,7 +75,7 @@ def test_memory_that_runs_out_costs_one_503_and_no_replica(service: Service) -> 
     assert service.replica("Stylizer").pid == replica.pid
 
 
-def test_ten_large_pictures_at_once_are_painted_within_the_budget(service: Service) -> None:
+def test_ten_large_images_at_once_are_painted_within_the_budget(service: Service) -> None:
     replica = service.replica("Stylizer")
     idle = status_bytes(replica, "VmRSS")
     Path(f"/proc/{replica.pid}/clear_refs").write_text("5")
@@ -86,7 +87,7 @@ def test_ten_large_pictures_at_once_are_painted_within_the_budget(service: Servi
     assert 200 * MB < growth < BUDGET
 
 
-def test_picture_that_cannot_fit_is_refused_with_the_largest_size_that_does(service: Service) -> None:
+def test_image_that_cannot_fit_is_refused_with_the_largest_size_that_does(service: Service) -> None:
     refused = paint(service, 3072, 4096)
     assert refused.status_code == 413
     problem = refused.json()
@@ -99,7 +100,7 @@ def test_picture_that_cannot_fit_is_refused_with_the_largest_size_that_does(serv
     assert max(opened(fitted.content).size) == side
 
 
-def test_memory_goes_back_to_the_system_when_no_picture_comes(service: Service) -> None:
+def test_memory_goes_back_to_the_system_when_no_image_comes(service: Service) -> None:
     replica = service.replica("Stylizer")
     assert paint(service, 1024, 1024).status_code == 200
     painted = status_bytes(replica, "VmHWM")

@@ -1,4 +1,4 @@
-"""configs/prod.yaml as it ships, on a Ray that was told of a GPU, on a machine that has none."""
+"""configs/prod.yaml as it ships, on a Ray that is started with one GPU, on a machine that has none."""
 
 import os
 import secrets
@@ -24,16 +24,16 @@ ADDRESS = "http://127.0.0.1:8000"  # prod.yaml's own port: nothing but the devic
 
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[dict[str, str]]:
-    """A Ray head of 16 CPUs and one GPU that exist by its word alone; yields the environment of its commands."""
+    """A Ray head of 16 CPUs and one GPU that need not exist; yields the environment of its commands."""
     if port_answers(8000):
         pytest.skip("port 8000, which prod.yaml names, is taken on this machine")
     port = free_port()
     folder = Path(tempfile.mkdtemp(prefix="ray"))  # pytest's own are too long for the sockets that Ray makes there
     # A Ray that is started by hand guards itself with a token, and a fresh machine has none; commands that name its
-    # address must be told to use it.
+    # address need the setting to use it.
     guard = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
     environment = os.environ | guard | {"RAY_ADDRESS": f"127.0.0.1:{port}", "RAY_USAGE_STATS_ENABLED": "0"}
-    command = [BIN / "ray", "start", "--head", "--num-gpus=1", "--num-cpus=16", f"--port={port}", "--block"]
+    command = [str(BIN / "ray"), "start", "--head", "--num-gpus=1", "--num-cpus=16", f"--port={port}", "--block"]
     with (folder / "log").open("w") as log:
         head = subprocess.Popen(
             [*command, f"--temp-dir={folder}"], env=environment, stdout=log, stderr=subprocess.STDOUT

@@ -1,11 +1,15 @@
 """The HTTP contract over a fake pipeline: no Ray, no torch."""
 
 import asyncio
+from typing import Any
 
 import pytest
 from fakes import FakePipeline
+from httpx2 import Response
 from pictures import opened, photo_bytes
+from PIL import Image
 from starlette.testclient import TestClient
+from starlette.types import Message
 
 from serve_app.errors import OutOfMemory, TooBusy
 from serve_app.settings import IngressSettings
@@ -14,11 +18,11 @@ from serve_app.web.routes import create_app
 PHOTO = photo_bytes(60, 80)
 
 
-def client(**options: object) -> TestClient:
+def client(**options: Any) -> TestClient:
     return TestClient(create_app(FakePipeline(**options)), raise_server_exceptions=False)
 
 
-def assert_problem(response: object, status: int, code: str, detail: str) -> dict[str, object]:
+def assert_problem(response: Response, status: int, code: str, detail: str) -> None:
     assert response.headers["content-type"] == "application/problem+json"
     document = response.json()
     assert (response.status_code, document["status"], document["code"], document["detail"]) == (
@@ -27,7 +31,6 @@ def assert_problem(response: object, status: int, code: str, detail: str) -> dic
         code,
         detail,
     )
-    return document
 
 
 @pytest.mark.parametrize(
@@ -46,7 +49,7 @@ def test_form_field_image_is_painted() -> None:
     assert answer.status_code == 200
 
 
-def test_receipt_headers_tell_what_was_done() -> None:
+def test_receipt_headers_state_what_was_done() -> None:
     answer = client().post("/v1/stylize?max_side=40&style=papaya", content=PHOTO)
     names = ("X-Style", "X-Original-Size", "X-Painted-Size", "X-Resized", "Vary")
     assert [answer.headers[name] for name in names] == ["papaya", "80x60", "40x28", "true", "Accept"]
@@ -73,7 +76,7 @@ def test_format_is_negotiated(query: str, accept: str | None, expected: str) -> 
     headers = {"accept": accept} if accept else {}
     answer = client().post(f"/v1/stylize{query}", content=PHOTO, headers=headers)
     assert answer.headers["content-type"] == expected
-    assert opened(answer.content).get_format_mimetype() == expected
+    assert Image.MIME[opened(answer.content).format or ""] == expected
 
 
 @pytest.mark.parametrize(
@@ -94,7 +97,7 @@ def test_bad_option_is_refused_by_name(query: str, detail: str) -> None:
 
 def test_max_side_above_the_setting_names_limit_and_actual() -> None:
     document = client().post("/v1/stylize?max_side=2000", content=PHOTO).json()
-    assert (document["limit"], document["actual"]) == (1024, 2000)
+    assert (document["limit"], document["actual"], document["unit"]) == (1024, 2000, "pixels")
 
 
 def test_unknown_style_names_those_installed() -> None:
@@ -115,7 +118,7 @@ def test_empty_file_in_a_form_is_refused() -> None:
 
 
 @pytest.mark.parametrize("form", [{"files": {"photo": PHOTO}}, {"data": {"image": "text"}, "files": {"x": b"y"}}])
-def test_form_without_a_file_named_image_is_refused(form: dict[str, object]) -> None:
+def test_form_without_a_file_named_image_is_refused(form: dict[str, Any]) -> None:
     answer = client().post("/v1/stylize", **form)
     assert_problem(answer, 400, "no-image", "The form has no file in its field `image`.")
 
@@ -130,7 +133,7 @@ def test_malformed_form_is_refused() -> None:
 @pytest.mark.parametrize("as_form", [False, True])
 def test_too_many_bytes_are_refused(as_form: bool) -> None:
     settings = IngressSettings(max_bytes=1000)
-    upload = {"files": {"image": PHOTO}} if as_form else {"content": PHOTO}
+    upload: dict[str, Any] = {"files": {"image": PHOTO}} if as_form else {"content": PHOTO}
     answer = client(settings=settings).post("/v1/stylize", **upload)
     assert (answer.status_code, answer.json()["code"], answer.json()["limit"]) == (413, "too-many-bytes", 1000)
 
@@ -139,14 +142,14 @@ def test_an_upload_without_a_length_is_cut_off_at_the_limit() -> None:
     pipeline = FakePipeline(settings=IngressSettings(max_bytes=5000))
     received = 0
 
-    async def receive() -> dict[str, object]:
+    async def receive() -> Message:
         nonlocal received
         received += 1000
         return {"type": "http.request", "body": bytes(1000), "more_body": True}
 
-    answers: list[dict[str, object]] = []
+    answers: list[Message] = []
 
-    async def send(message: dict[str, object]) -> None:
+    async def send(message: Message) -> None:
         answers.append(message)
 
     scope = {"type": "http", "method": "POST", "path": "/v1/stylize", "query_string": b"", "headers": []}
@@ -155,7 +158,7 @@ def test_an_upload_without_a_length_is_cut_off_at_the_limit() -> None:
     assert received <= 7000
 
 
-def test_broken_picture_is_refused_and_the_service_goes_on() -> None:
+def test_broken_image_is_refused_and_the_service_goes_on() -> None:
     http = client()
     answer = http.post("/v1/stylize", content=PHOTO[:200])
     assert_problem(answer, 422, "broken-image", "The picture ends before it is complete; send the whole file.")
@@ -164,26 +167,27 @@ def test_broken_picture_is_refused_and_the_service_goes_on() -> None:
 
 @pytest.mark.parametrize(
     ("fault", "status"),
-    [(TooBusy("Later.", None, None, 7), 429), (OutOfMemory("No room.", None, None, 7), 503)],
+    [(TooBusy("Later.", retry_after_s=7), 429), (OutOfMemory("No room.", retry_after_s=7), 503)],
 )
-def test_refusal_for_lack_of_room_says_when_to_come_back(fault: Exception, status: int) -> None:
+def test_refusal_for_lack_of_capacity_says_when_to_try_again(fault: Exception, status: int) -> None:
     answer = client(fault=fault).post("/v1/stylize", content=PHOTO)
     assert (answer.status_code, answer.headers["Retry-After"]) == (status, "7")
     assert answer.json()["retry_after_s"] == 7
 
 
-def test_refusal_at_a_full_door_tells_the_limit_and_the_position() -> None:
-    fault = TooBusy("Later.", 1_000_000, 1_250_000, 7, 12)
+def test_refusal_by_a_full_queue_states_the_limit_and_the_position() -> None:
+    fault = TooBusy("Later.", 1_000_000, 1_250_000, "pixels", 7, 12)
     document = client(fault=fault).post("/v1/stylize", content=PHOTO).json()
-    assert (document["limit"], document["actual"], document["position"]) == (1_000_000, 1_250_000, 12)
+    assert (document["limit"], document["actual"], document["unit"]) == (1_000_000, 1_250_000, "pixels")
+    assert document["position"] == 12
 
 
-def test_time_that_a_picture_may_take_is_the_requests_up_to_the_setting() -> None:
+def test_time_that_an_image_may_take_is_the_requests_up_to_the_setting() -> None:
     pipeline = FakePipeline(IngressSettings(timeout_s=20))
     http = TestClient(create_app(pipeline))
     for query in ("", "?timeout_s=2.5"):
         assert http.post(f"/v1/stylize{query}", content=PHOTO).status_code == 200
-    assert [order.timeout_s for order in pipeline.orders] == [20, 2.5]
+    assert [request.timeout_s for request in pipeline.requests] == [20, 2.5]
     answer = http.post("/v1/stylize?timeout_s=21", content=PHOTO)
     assert_problem(answer, 400, "bad-option", "timeout_s is 21; a picture may take 20 seconds here at most.")
     assert http.post("/v1/stylize?timeout_s=0", content=PHOTO).json()["code"] == "bad-option"
@@ -191,7 +195,7 @@ def test_time_that_a_picture_may_take_is_the_requests_up_to_the_setting() -> Non
 
 def test_client_is_known_through_trusted_proxies_alone() -> None:
     for trusted, known in (([], "192.0.2.1"), (["192.0.2.0/24"], "198.51.100.7")):
-        pipeline = FakePipeline(IngressSettings(trusted_proxies=trusted))
+        pipeline = FakePipeline(IngressSettings.model_validate({"trusted_proxies": trusted}))
         http = TestClient(create_app(pipeline), client=("192.0.2.1", 50000))
         http.post("/v1/stylize", content=PHOTO, headers={"X-Forwarded-For": "203.0.113.9, 198.51.100.7"})
         assert pipeline.clients == [known]
@@ -232,7 +236,7 @@ def test_docs_load_nothing_from_elsewhere() -> None:
     assert "swagger-ui-bundle.js" in page
 
 
-def test_sample_pictures_of_the_page_are_served() -> None:
+def test_sample_images_of_the_page_are_served() -> None:
     for name in ("photo.jpg", "painting.jpg"):
         answer = client().get(f"/samples/{name}")
         assert (answer.status_code, answer.headers["Content-Type"]) == (200, "image/jpeg")
@@ -242,16 +246,16 @@ def test_sample_pictures_of_the_page_are_served() -> None:
 
 @pytest.mark.parametrize("content_type", ["image/jpeg", "multipart/form-data; boundary=x"])
 def test_upload_that_is_broken_off_is_no_fault(content_type: str, caplog: pytest.LogCaptureFixture) -> None:
-    arriving = [
+    arriving: list[Message] = [
         {"type": "http.request", "body": b"--x\r\n", "more_body": True},
         {"type": "http.disconnect"},
     ]
-    sent = []
+    sent: list[Message] = []
 
-    async def receive() -> dict[str, object]:
+    async def receive() -> Message:
         return arriving.pop(0)
 
-    async def send(message: dict[str, object]) -> None:
+    async def send(message: Message) -> None:
         sent.append(message)
 
     scope = {

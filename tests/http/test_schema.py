@@ -1,5 +1,7 @@
 """The OpenAPI document against the service's behaviour, by schemathesis."""
 
+from typing import Any
+
 import schemathesis
 from fakes import FakePipeline
 from hypothesis import HealthCheck, settings
@@ -14,20 +16,20 @@ from schemathesis.specs.openapi.checks import (
 
 from serve_app.web.routes import create_app
 
-CHECKS = (
+CHECKS = [
     not_a_server_error,
     status_code_conformance,
     content_type_conformance,
     response_headers_conformance,
     response_schema_conformance,
     unsupported_method,
-)
+]
 schema = schemathesis.openapi.from_asgi("/openapi.json", create_app(FakePipeline()))
 
 
 @schema.parametrize()
 @settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
-def test_service_behaves_as_its_openapi_document_says(case: schemathesis.Case) -> None:
+def test_service_behaves_as_its_openapi_document_says(case: schemathesis.Case[Any]) -> None:
     case.call_and_validate(checks=CHECKS)
 
 

@@ -10,7 +10,7 @@ from pictures import opened, photo_bytes
 from service import port_answers, running
 from shared import ROOT
 
-from serve_app.settings import CodecSettings, IngressSettings, Settings, StylizerSettings
+from serve_app.settings import CodecSettings, IngressSettings, Settings, StrictModel, StylizerSettings
 from serve_app.styles.catalogue import read_catalogue
 
 README = (ROOT / "README.md").read_text()
@@ -38,7 +38,7 @@ def test_every_command_exists() -> None:
 
 
 @pytest.mark.parametrize("model", [Settings, IngressSettings, CodecSettings, StylizerSettings])
-def test_settings_table_names_every_setting(model: type) -> None:
+def test_settings_table_names_every_setting(model: type[StrictModel]) -> None:
     for name, field in model.model_fields.items():
         rows = [line for line in README.splitlines() if f"| `{name}` |" in line]
         defaults = [row.split("|")[3].strip().strip("`") for row in rows]  # two deployments have a memory_bytes each

@@ -14,7 +14,7 @@ from serve_app.styles.catalogue import Style
 def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
     """One service for all tests of this folder: configs/local.yaml with batches, a short queue and a second style.
 
-    Clients are told apart by X-Forwarded-For.
+    X-Forwarded-For identifies the clients.
     """
     from seeding import seeded_state
 

@@ -1,11 +1,10 @@
 """The real graph: real Ray, real HTTP, the shipped style, no GPU."""
 
-import os
 import re
 import socket
-import time
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, as_completed
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import psutil
@@ -18,25 +17,24 @@ from shared import SHARED, files_of, name_of, needs_shared
 TOO_SMALL = {"tiny_1x1_prophoto.png", "tiny_2x2.png"}
 
 
-def cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def stylize(service: Service, data: bytes, headers: dict[str, str] | None = None, **query: object) -> requests.Response:
+def stylize(
+    service: Service, data: bytes, headers: dict[str, str] | None = None, **query: str | float
+) -> requests.Response:
     return requests.post(f"{service.address}/v1/stylize", data=data, params=query, headers=headers, timeout=60)
 
 
-def problem(response: requests.Response) -> dict[str, object]:
+def problem(response: requests.Response) -> dict[str, Any]:
     assert response.headers["content-type"] == "application/problem+json"
-    document = response.json()
+    document: dict[str, Any] = response.json()
     assert document["status"] == response.status_code
     return document
 
 
 def peak_bytes(process: psutil.Process) -> int:
     """VmHWM: the largest resident size since it was last reset."""
-    status = Path(f"/proc/{process.pid}/status").read_text()
-    return int(re.search(r"VmHWM:\s+(\d+) kB", status)[1]) * 1024
+    peak = re.search(r"VmHWM:\s+(\d+) kB", Path(f"/proc/{process.pid}/status").read_text())
+    assert peak
+    return int(peak[1]) * 1024
 
 
 def reset_peak(process: psutil.Process) -> None:
@@ -77,31 +75,13 @@ def test_two_styles_are_served_by_one_replica(service: Service) -> None:
     assert len(service.replicas("Stylizer")) == 1
 
 
-def test_batched_pictures_equal_the_same_pictures_alone(service: Service) -> None:
+def test_images_sent_together_equal_the_same_images_sent_alone(service: Service) -> None:
     photos = [photo_bytes(96, 128, seed=seed) for seed in range(8)]
     alone = [np.asarray(opened(stylize(service, photo, format="png").content), float) for photo in photos]
     with ThreadPoolExecutor(8) as pool:
         answers = list(pool.map(lambda photo: stylize(service, photo, format="png"), photos))
     together = [np.asarray(opened(answer.content), float) for answer in answers]
     assert max(np.abs(a - b).max() for a, b in zip(alone, together, strict=True)) <= 1
-    # Pictures of one batch were painted in the same span of time, to the tenth of a millisecond.
-    spans = [re.search(r"paint;dur=([\d.]+)", answer.headers["Server-Timing"])[1] for answer in answers]
-    assert len(set(spans)) < len(spans)
-
-
-@pytest.mark.skipif(cores() < 2, reason="one core paints one picture at a time")
-def test_small_picture_is_answered_before_a_large_one_that_came_first(service: Service) -> None:
-    done: list[int] = []
-
-    def send(side: int) -> None:
-        assert stylize(service, photo_bytes(side, side)).status_code == 200
-        done.append(side)
-
-    with ThreadPoolExecutor(3) as pool:
-        for side in (640, 768, 64):  # the first has all threads; the others come meanwhile
-            pool.submit(send, side)
-            time.sleep(0.2)
-    assert done == [640, 64, 768]
 
 
 @needs_shared
@@ -128,7 +108,6 @@ def test_hostile_files_cost_an_answer_and_nothing_else(service: Service) -> None
     for path in files_of("bad"):
         verdict = next(line for line in index if name_of(path) in line).split("|")[3].strip()
         answer = stylize(service, path.read_bytes(), max_side=160)
-        assert answer.elapsed.total_seconds() < 5, path
         if answer.status_code == 200:
             assert verdict.startswith("decodes"), path
         else:
@@ -160,10 +139,16 @@ def test_metadata_never_leaves(service: Service) -> None:
 
 
 def burst(service: Service, count: int, side: int, client: str = "198.51.100.1") -> list[requests.Response]:
-    """Answers to so many pictures sent at once by one client."""
-    photos = [photo_bytes(side, side, seed=seed) for seed in range(count)]
+    """Returns the answers to so many photographs sent at once by one client."""
     with ThreadPoolExecutor(count) as pool:
-        return list(pool.map(lambda photo: stylize(service, photo, {"X-Forwarded-For": client}), photos))
+        return [sent.result() for sent in send_all(pool, service, count, side, client)]
+
+
+def send_all(
+    pool: ThreadPoolExecutor, service: Service, count: int, side: int, client: str
+) -> list[Future[requests.Response]]:
+    photos = [photo_bytes(side, side, seed=seed) for seed in range(count)]
+    return [pool.submit(stylize, service, photo, {"X-Forwarded-For": client}) for photo in photos]
 
 
 def test_burst_that_fits_is_never_refused(service: Service) -> None:
@@ -171,7 +156,7 @@ def test_burst_that_fits_is_never_refused(service: Service) -> None:
     assert [answer.status_code for answer in answers] == [200] * 16
 
 
-def test_burst_beyond_the_queue_is_refused_at_the_door(service: Service) -> None:
+def test_burst_beyond_the_queue_is_refused_on_arrival(service: Service) -> None:
     answers = burst(service, 40, 320)
     assert {answer.status_code for answer in answers} == {200, 429}
     for refused in (answer for answer in answers if answer.status_code == 429):
@@ -184,35 +169,26 @@ def test_burst_beyond_the_queue_is_refused_at_the_door(service: Service) -> None
 
 
 def test_burst_of_one_client_shuts_no_other_out(service: Service) -> None:
-    with ThreadPoolExecutor(1) as pool:
-        greedy = pool.submit(burst, service, 40, 320)
-        time.sleep(1)
+    with ThreadPoolExecutor(40) as pool:
+        sent = send_all(pool, service, 40, 320, "198.51.100.1")
+        refused = (429 for each in as_completed(sent) if each.result().status_code == 429)
+        assert next(refused, None) == 429  # the queue is full for this client
         newcomer = stylize(service, photo_bytes(64, 64), {"X-Forwarded-For": "198.51.100.2"})
-        assert not greedy.done()
         assert newcomer.status_code == 200
-        assert 429 in {answer.status_code for answer in greedy.result()}
 
 
-def test_picture_past_its_time_is_answered_408_and_never_painted(service: Service) -> None:
-    with ThreadPoolExecutor(9) as pool:
-        began = time.monotonic()
-        first = pool.submit(stylize, service, photo_bytes(1024, 1024))
-        time.sleep(0.5)
-        late = [pool.submit(stylize, service, photo_bytes(1024, 1024, seed=n), timeout_s=0.5) for n in range(8)]
-        answers = [answer.result() for answer in late]
-        assert first.result().status_code == 200
-    one_s = time.monotonic() - began
-    assert {(answer.status_code, problem(answer)["code"]) for answer in answers} == {(408, "deadline-exceeded")}
-    began = time.monotonic()
+def test_image_past_its_time_is_answered_408(service: Service) -> None:
+    late = stylize(service, photo_bytes(1024, 1024), timeout_s=0.001)
+    assert (late.status_code, problem(late)["code"]) == (408, "deadline-exceeded")
     assert stylize(service, photo_bytes(64, 64)).status_code == 200
-    assert time.monotonic() - began < 4 * one_s  # had the eight been painted, it would have waited for eight times that
 
 
 def test_client_that_goes_away_frees_its_place_and_its_work(service: Service) -> None:
     host, port = service.address.removeprefix("http://").split(":")
-    began = time.monotonic()
+    stylizer = service.replica("Stylizer")
+    before_s = stylizer.cpu_times().user
     assert stylize(service, photo_bytes(1024, 1024)).status_code == 200
-    one_s = time.monotonic() - began
+    one_s = stylizer.cpu_times().user - before_s
     connections = []
     for seed in range(16):
         photo = photo_bytes(1024, 1024, seed=seed)
@@ -220,11 +196,11 @@ def test_client_that_goes_away_frees_its_place_and_its_work(service: Service) ->
         connections.append(socket.create_connection((host, int(port))))
         connections[-1].sendall(f"{head}\r\n\r\n".encode() + photo)
     wait_for(lambda: 429 in {answer.status_code for answer in burst(service, 8, 64, "198.51.100.3")}, 30)
+    before_s = stylizer.cpu_times().user
     for connection in connections:
         connection.close()
-    began = time.monotonic()
     wait_for(lambda: {answer.status_code for answer in burst(service, 16, 64, "198.51.100.3")} == {200}, 60)
-    assert time.monotonic() - began < 8 * one_s  # of sixteen
+    assert stylizer.cpu_times().user - before_s < 8 * one_s  # the work of fewer than half of the sixteen
 
 
 def test_only_the_stylizers_process_holds_torch(service: Service) -> None:
@@ -238,8 +214,10 @@ def test_only_the_stylizers_process_holds_torch(service: Service) -> None:
     }
 
 
-def test_service_tells_of_itself(service: Service) -> None:
-    get = lambda path: requests.get(f"{service.address}{path}", timeout=10)  # noqa: E731
+def test_service_describes_itself(service: Service) -> None:
+    def get(path: str) -> requests.Response:
+        return requests.get(f"{service.address}{path}", timeout=10)
+
     assert get("/livez").json() == {"status": "ok"}
     assert get("/readyz").json() == {"status": "ok"}
     installed = {style["name"]: style["licence"] for style in get("/v1/styles").json()["styles"] if style["installed"]}

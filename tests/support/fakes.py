@@ -1,12 +1,12 @@
 """A pipeline without Ray and torch: real decoding, real encoding, and a negative for a painting."""
 
 import asyncio
-from dataclasses import replace
+import threading
 from pathlib import Path
 
-from serve_app.frames import Order, Picture
+from serve_app.frames import EncodedImage, Receipt, StylizeRequest
 from serve_app.images.decode import decode
-from serve_app.images.encode import encode
+from serve_app.images.encode import MEDIA_TYPES, encode
 from serve_app.settings import CodecSettings, IngressSettings
 from serve_app.styles.catalogue import InstalledStyle, Style
 
@@ -16,9 +16,9 @@ class FakePipeline:
 
     Attributes:
         fault: raised instead of painting, while it is set.
-        pause_s: seconds that a painting takes at least.
-        orders: what was asked for, in order of arrival.
-        clients: who asked, in the same order.
+        may_paint: paintings wait while it is not set.
+        requests: what was asked for, in the order in which they arrived.
+        clients: their clients, in the same order.
     """
 
     def __init__(
@@ -27,14 +27,14 @@ class FakePipeline:
         max_pixels: int | None = None,
         fault: Exception | None = None,
         ready: bool = True,
-        pause_s: float = 0,
     ) -> None:
         self.settings = settings or IngressSettings()
         self.max_pixels = max_pixels or CodecSettings().max_pixels
         self.fault = fault
         self.ready = ready
-        self.pause_s = pause_s
-        self.orders: list[Order] = []
+        self.may_paint = threading.Event()
+        self.may_paint.set()
+        self.requests: list[StylizeRequest] = []
         self.clients: list[str] = []
         self.styles = {
             "toon": InstalledStyle(
@@ -70,15 +70,19 @@ class FakePipeline:
             )
         }
 
-    async def stylize(self, data: bytes, order: Order, client: str) -> Picture:
-        self.orders.append(order)
+    async def stylize(self, data: bytes, request: StylizeRequest, client: str) -> EncodedImage:
+        self.requests.append(request)
         self.clients.append(client)
         if self.fault is not None:
             raise self.fault
-        photo = decode(data, order, self.max_pixels)
-        await asyncio.sleep(self.pause_s)
-        receipt = photo.receipt.timed(queue=0.0, paint=1000 * self.pause_s)
-        return encode(replace(photo, frame=255 - photo.frame, receipt=receipt), order.format, order.quality)
+        image = decode(data, request, self.max_pixels)
+        await asyncio.to_thread(self.may_paint.wait, 60)
+        timings_ms = {"decode": 1.0, "queue": 0.0, "paint": 0.0, "encode": 1.0}
+        return EncodedImage(
+            encode(255 - image.frame, image.alpha, request.format, request.quality),
+            MEDIA_TYPES[request.format],
+            Receipt(request.style, image.original, image.size, timings_ms),
+        )
 
     async def is_ready(self) -> bool:
         return self.ready

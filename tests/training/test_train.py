@@ -88,7 +88,7 @@ def test_contact_sheet_shows_the_validation_photographs(trained: Path) -> None:
         assert sheet.size == (3 * 64, 48 + 4)  # photograph, teacher and student, of one photograph
 
 
-def test_card_tells_how_the_style_was_trained(trained: Path) -> None:
+def test_card_states_how_the_style_was_trained(trained: Path) -> None:
     card = (trained / "run" / "tiny.md").read_text()
     assert card.startswith("# tiny\n")
     assert "scripts/train --photos photos --out runs/tiny --name tiny --seed 7 \\\n" in card
@@ -111,6 +111,7 @@ def test_same_command_again_trains_no_further(trained: Path, seen: list[Tensor])
     assert (trained / "run" / "tiny.safetensors").read_bytes() == style
 
 
+@pytest.mark.slow
 def test_same_seed_gives_the_same_crops_and_another_seed_others(run: Train, seen: list[Tensor], tmp_path: Path) -> None:
     crops = []
     for folder, seed in (("one", 7), ("two", 7), ("three", 8)):
@@ -122,6 +123,7 @@ def test_same_seed_gives_the_same_crops_and_another_seed_others(run: Train, seen
     assert not are_equal(crops[0], crops[2])
 
 
+@pytest.mark.slow
 def test_interrupted_training_goes_on_where_it_was_saved(
     run: Train, seen: list[Tensor], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
@@ -148,6 +150,7 @@ def test_interrupted_training_goes_on_where_it_was_saved(
     assert are_equal(interrupted, seen)
 
 
+@pytest.mark.slow
 def test_stage_that_goes_on_draws_other_crops_than_before(
     run: Train, seen: list[Tensor], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -1,109 +1,131 @@
-"""The house's floors: who may import whom, who may import Ray, who may import torch."""
+"""Layers of the package: which folder may import which, and which may import Ray and torch."""
 
 import ast
+import re
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from shared import ROOT
 
 PACKAGE = ROOT / "serve_app"
-FLOORS = {
-    1: {
-        "settings",
-        "errors",
-        "frames",
-        "deployments.metrics",
-        "engine.generator",
-        "engine.convolution",
-        "engine.streaming",
-    },
-    2: {
-        "queueing.admission",
-        "deployments.autoscaling",
-        "web.clients",
-        "web.negotiation",
-        "web.pipeline",
-        "web.schemas",
-        "images.budget",
-        "images.decode",
-        "images.resize",
-        "images.encode",
-        "queueing.batching",
-        "queueing.rate",
-        "engine.memory",
-        "engine.slots",
-        "engine.allocator",
-        "styles.catalogue",
-        "engine.checkpoints",
-        "styles.downloads",
-        "web.uploads",
-    },
-    3: {"web.routes", "web.problems", "engine.stylist", "engine.onnx"},
-    4: {"deployments.ingress", "deployments.codec", "deployments.stylizer"},
-    5: {"app", "cli.main", "cli.config_lint", "cli.supervisor", "cli.local_cluster.service"},
+BASE = {"errors", "frames", "settings"}
+PURE = {"images", "styles", "queueing"}
+MAY_IMPORT = {  # a folder, or a module that lies in none; each may also import itself
+    "errors": set(),
+    "frames": set(),
+    "settings": {"errors", "frames"},
+    "images": BASE,
+    "styles": BASE,
+    "queueing": BASE,
+    "engine": BASE | {"styles"},
+    "web": BASE | {"images", "styles"},
+    "painter": BASE | {"engine", "images", "styles"},
+    "deployments": BASE | PURE | {"engine", "web"},
+    "app": BASE | PURE | {"engine", "web", "deployments"},
+    "cli": BASE | PURE | {"engine", "web", "deployments", "app"},
+    "": {"painter"},  # serve_app/__init__.py, lazily
 }
-TORCH_ROOMS = {
-    "engine.generator",
-    "engine.convolution",
-    "engine.streaming",
-    "engine.checkpoints",
-    "engine.stylist",
-    "engine.onnx",
-}
-
-
-def module_name(path: Path) -> str:
-    return ".".join(path.relative_to(PACKAGE).with_suffix("").parts)
+WITH_RAY = {"app", "deployments", "cli"}
+WITHOUT_TORCH = {"engine", "engine.memory", "engine.slots", "engine.allocator"}  # in the one folder that may import it
 
 
 def modules() -> dict[str, Path]:
-    return {module_name(path): path for path in PACKAGE.rglob("*.py") if not path.name.startswith("__")}
+    """Every module of the package by its name within it; a package goes by the name of its folder."""
+    names = {}
+    for path in PACKAGE.rglob("*.py"):
+        parts = path.relative_to(PACKAGE).with_suffix("").parts
+        names[".".join(parts[:-1] if parts[-1] == "__init__" else parts)] = path
+    return names
 
 
-def imports(path: Path, top_level_only: bool = False) -> set[str]:
-    tree = ast.parse(path.read_text())
-    nodes = tree.body if top_level_only else list(ast.walk(tree))
-    names = {alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names}
-    return names | {node.module for node in nodes if isinstance(node, ast.ImportFrom) and node.module}
+MODULES = modules()
 
 
-def floor_of(module: str) -> int:
-    return next(floor for floor, rooms in FLOORS.items() if module in rooms)
+def imported(path: Path) -> Iterator[str]:
+    """Full names of modules that a file imports, at its top or later."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            for alias in node.names:
+                inner = f"{node.module}.{alias.name}"
+                yield inner if inner.removeprefix("serve_app.") in MODULES else node.module
 
 
-def test_every_module_has_a_floor() -> None:
-    assert set(modules()) == set().union(*FLOORS.values())
+def own_imports(module: str) -> set[str]:
+    """The package's own modules that a module imports."""
+    names = {name for name in imported(MODULES[module]) if name.split(".")[0] == "serve_app"}
+    return {name.removeprefix("serve_app").removeprefix(".") for name in names}
 
 
-@pytest.mark.parametrize("module", sorted(modules()))
-def test_module_imports_no_floor_above_its_own(module: str) -> None:
-    own = {name.removeprefix("serve_app.") for name in imports(modules()[module]) if name.startswith("serve_app.")}
-    own.discard("deployments")  # the package itself, of which a module is taken
-    assert {name for name in own if floor_of(name) > floor_of(module)} == set()
+def folder(module: str) -> str:
+    return module.split(".")[0]
 
 
-@pytest.mark.parametrize("module", sorted(modules()))
-def test_only_the_two_top_floors_import_ray(module: str) -> None:
-    uses_ray = any(name.split(".")[0] == "ray" for name in imports(modules()[module]))
-    assert not uses_ray or floor_of(module) >= 4
+@pytest.mark.parametrize("module", sorted(MODULES))
+def test_module_imports_only_what_its_folder_may(module: str) -> None:
+    folders = {folder(name) for name in own_imports(module)} - {folder(module)}
+    assert folders <= MAY_IMPORT[folder(module)]
 
 
-@pytest.mark.parametrize("module", sorted(modules()))
-def test_only_the_models_rooms_import_torch(module: str) -> None:
-    uses_torch = "torch" in {name.split(".")[0] for name in imports(modules()[module])}
-    assert not uses_torch or module in TORCH_ROOMS
+def test_no_imports_run_in_a_circle() -> None:
+    done: set[str] = set()
+
+    def visit(module: str, path: tuple[str, ...]) -> None:
+        assert module not in path, " -> ".join([*path[path.index(module) :], module])
+        if module not in done:
+            for name in own_imports(module) & set(MODULES):
+                visit(name, (*path, module))
+            done.add(module)
+
+    for module in MODULES:
+        visit(module, ())
 
 
-@pytest.mark.parametrize("module", sorted(set(modules()) - TORCH_ROOMS))
-def test_importing_a_module_brings_no_torch(module: str) -> None:
-    """The walls hold at run time too, through whatever third parties import."""
-    allowed = "ray" if floor_of(module) >= 4 else None
+@pytest.mark.parametrize("module", sorted(MODULES))
+def test_ray_is_imported_at_the_top_only_and_torch_in_the_engine_only(module: str) -> None:
+    tops = {name.split(".")[0] for name in imported(MODULES[module])}
+    assert "ray" not in tops or folder(module) in WITH_RAY
+    assert "torch" not in tops or (folder(module) == "engine" and module not in WITHOUT_TORCH)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "module",
+    sorted(name for name in MODULES if name != "painter" and (folder(name) != "engine" or name in WITHOUT_TORCH)),
+)
+def test_importing_a_module_loads_no_torch(module: str) -> None:
+    """The limits hold at run time too, through the imports of third parties."""
+    if module.endswith("__main__"):
+        pytest.skip("runs the service when it is imported")
+    allowed = "ray" if folder(module) in WITH_RAY else None
+    name = f"serve_app.{module}".rstrip(".")
     code = (
-        f"import sys, serve_app.{module}\n"
+        f"import sys, {name}\n"
         f"found = {{'torch', 'ray'}} & set(sys.modules) - {{{allowed!r}}}\n"
         "sys.exit(f'imports {found}' if found else 0)"
     )
     outcome = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert outcome.returncode == 0, outcome.stderr
+
+
+def drawn(name: str) -> str:
+    """A box of the drawing: the three modules that everything imports share one."""
+    return "base" if name in BASE else name
+
+
+def test_drawing_in_the_docs_shows_the_imports_as_they_are() -> None:
+    text = (ROOT / "docs" / "architecture.md").read_text()
+    (drawing,) = re.findall(r"```mermaid\n(.*?)```", text, re.DOTALL)
+    arrows = set(re.findall(r"^ *(\w+) --> (\w+)$", drawing, re.MULTILINE))
+    real = {(drawn(folder(module)), drawn(folder(name))) for module in MODULES for name in own_imports(module)}
+    assert arrows == {(one, other) for one, other in real if one != other and one and other}
+
+
+def test_every_folder_has_a_line_in_the_docs() -> None:
+    text = (ROOT / "docs" / "architecture.md").read_text()
+    folders = {path.parent.name for path in PACKAGE.glob("*/__init__.py")}
+    assert {name for name in folders if f"| `{name}/` |" not in text} == set()

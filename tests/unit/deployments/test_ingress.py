@@ -1,6 +1,9 @@
-"""What the Ingress takes for the loss of a process, which it answers by sending the photograph again."""
+"""The Ingress beside its handles: which errors mean a lost process, its limits, and the receipt."""
+
+from typing import Any
 
 import pytest
+from ray import ObjectRef
 from ray.exceptions import (
     ActorDiedError,
     ActorUnavailableError,
@@ -11,13 +14,14 @@ from ray.exceptions import (
 )
 from ray.serve.exceptions import RayServeException
 
-from serve_app.deployments.ingress import is_lost, limits_of, with_waits
-from serve_app.frames import Picture, Receipt
+from serve_app.deployments.ingress import admission_limits, encoded_image, is_lost
+from serve_app.deployments.steps import Decoded, Encoded, Painted
+from serve_app.frames import Size, StylizeRequest
 from serve_app.settings import IngressSettings
 
 
 def raised_in_a_replica(cause: Exception) -> RayTaskError:
-    return RayTaskError("paint", "a traceback", cause)
+    return RayTaskError("paint", "a traceback", cause)  # type: ignore[no-untyped-call]
 
 
 @pytest.mark.parametrize(
@@ -43,19 +47,25 @@ def test_what_a_replica_raised_and_what_was_cancelled_is_none(error: Exception) 
     assert not is_lost(error)
 
 
-def test_door_gets_its_limits_from_the_settings() -> None:
+def test_admission_gets_its_limits_from_the_settings() -> None:
     settings = IngressSettings(
         queue_time_s=5, queue_least_pictures=2, queue_most_pictures=30, queue_most_pixels=1_000_000
     )
-    limits = limits_of(settings)
+    limits = admission_limits(settings)
     assert (limits.queue_time_s, limits.least_pictures) == (5, 2)
     assert (limits.most_pictures, limits.most_pixels) == (30, 1_000_000)
 
 
-def test_queue_is_all_that_was_not_work() -> None:
-    timings = {"decode": 10.0, "queue": 5.0, "paint": 100.0, "encode": 20.0}
-    receipt = Receipt("toon", (8, 8), (8, 8), timings)
-    told = with_waits(Picture(b"", "image/jpeg", receipt), 0.5).receipt.timings_ms
-    assert told == timings | {"queue": 370.0}
-    assert list(told) == list(timings)
-    assert with_waits(Picture(b"", "image/jpeg", receipt), 0.1).receipt.timings_ms["queue"] == 0
+@pytest.mark.parametrize(("total_ms", "queue_ms"), [(500.0, 370.0), (100.0, 0.0)])
+def test_queue_is_all_the_time_that_was_not_work(total_ms: float, queue_ms: float) -> None:
+    frame: ObjectRef[Any] = ObjectRef.nil()
+    steps = Decoded(frame, None, Size(90, 120), Size(60, 80), 10.0), Painted(frame, 100.0), Encoded(b"jpeg", 20.0)
+    answer = encoded_image(StylizeRequest("toon", 80, 4, "jpeg"), steps, total_ms)
+    assert list(answer.receipt.timings_ms.items()) == [
+        ("decode", 10.0),
+        ("queue", queue_ms),
+        ("paint", 100.0),
+        ("encode", 20.0),
+    ]
+    assert (answer.data, answer.media_type) == (b"jpeg", "image/jpeg")
+    assert (answer.receipt.style, answer.receipt.original, answer.receipt.painted) == ("toon", (90, 120), (60, 80))

@@ -18,17 +18,17 @@ LINE = "7f0000000000-7f0000001000 r-xp 00000000 08:01 123 {}\n"
         ("/home/tcmalloc/libc.so.6", "system"),
     ],
 )
-def test_allocator_is_told_by_the_libraries_that_are_loaded(tmp_path: Path, library: str, name: str) -> None:
+def test_allocator_is_detected_from_the_loaded_libraries(tmp_path: Path, library: str, name: str) -> None:
     maps = tmp_path / "maps"
     maps.write_text(LINE.format("/usr/bin/python3") + LINE.format(library) + LINE.format("").rstrip() + "\n")
     assert running_allocator(maps) == name
 
 
-def test_allocator_is_the_systems_where_nothing_can_be_told(tmp_path: Path) -> None:
+def test_allocator_is_the_systems_where_the_libraries_are_unknown(tmp_path: Path) -> None:
     assert running_allocator(tmp_path / "absent") == "system"
 
 
-def test_memory_is_released_by_the_first_function_that_is_there(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_memory_is_released_by_the_first_function_that_exists(monkeypatch: pytest.MonkeyPatch) -> None:
     called: list[object] = []
     functions = {"malloc_trim": lambda *arguments: called.append(arguments)}
     monkeypatch.setattr(allocator, "find_function", functions.get)

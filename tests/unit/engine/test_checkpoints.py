@@ -63,12 +63,12 @@ def test_truncated_safetensors_is_refused(weights: Weights, length: int) -> None
     ],
     ids=["empty", "random", "html", "json", "lfs-pointer"],
 )
-def test_bytes_that_are_no_checkpoint_are_refused_without_crying_wolf(data: bytes) -> None:
+def test_bytes_that_are_no_checkpoint_are_refused_without_a_warning_of_code(data: bytes) -> None:
     assert refusal(data) == DAMAGED
 
 
 class Trap:
-    """Unpickled by a careless reader, it makes a file."""
+    """Creates a file when it is unpickled without care."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -89,7 +89,7 @@ def test_code_in_a_checkpoint_is_refused_and_does_not_run(tmp_path: Path, pack: 
     assert not sprung.exists()
 
 
-def test_trap_would_spring_under_a_careless_reader(tmp_path: Path) -> None:
+def test_trap_works_when_it_is_unpickled_without_care(tmp_path: Path) -> None:
     pickle.loads(pickle.dumps(Trap(tmp_path / "sprung")))  # noqa: S301 that is the point
     assert (tmp_path / "sprung").exists()
 

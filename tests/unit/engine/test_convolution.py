@@ -1,4 +1,4 @@
-"""Convolutions with fewer multiplications equal the direct ones, and are chosen only where they are exact and pay."""
+"""Convolutions with fewer multiplications equal the direct ones, and are chosen only where exact and faster."""
 
 import pytest
 import torch
@@ -9,8 +9,8 @@ from serve_app.engine.convolution import (
     Chunk,
     Convolution,
     Direct,
-    Doubled,
     FastFirRows,
+    UpsampledConv,
     WinogradRows,
     choose_convolution,
     convolve,
@@ -18,8 +18,8 @@ from serve_app.engine.convolution import (
 from serve_app.engine.generator import RESIZES
 
 
-def woven(chunks: list[Chunk]) -> Tensor:
-    """The picture whose rows and columns the planes hold by phase."""
+def interleaved(chunks: list[Chunk]) -> Tensor:
+    """Returns the image whose rows and columns the planes hold by phase."""
     parts = []
     for chunk in chunks:
         rows = [torch.stack(planes, 3).flatten(2, 3) for planes in chunk]
@@ -37,13 +37,15 @@ def test_fast_convolution_equals_the_direct_one(
     weight = torch.randn(5, 4, kernel, kernel)
     window = torch.randn(batch, rows + kernel - 1, 6 + kernel - 1, 4)
     exact = convolve(window.double(), weight.double())
-    made = woven(make(weight)(window.clone()))
+    made = interleaved(make(weight)(window.clone()))
     assert made.shape == (batch, rows, 6, 5)
     assert (made - exact).abs().max() <= 2e-6 * exact.abs().max()
 
 
 @pytest.mark.parametrize("make", [WinogradRows, FastFirRows])
-def test_window_is_left_as_it_was_for_the_next_one_to_share(make: type[WinogradRows] | type[FastFirRows]) -> None:
+def test_window_is_not_changed_because_the_next_one_shares_its_rows(
+    make: type[WinogradRows] | type[FastFirRows],
+) -> None:
     kernel = 3 if make is WinogradRows else 7
     window = torch.randn(2, 12, 12, 4)
     copy = window.clone()
@@ -52,13 +54,13 @@ def test_window_is_left_as_it_was_for_the_next_one_to_share(make: type[WinogradR
 
 
 @pytest.mark.parametrize("batch", [1, 2])
-def test_doubled_convolution_equals_doubling_first(batch: int) -> None:
+def test_upsampled_convolution_equals_upsampling_first(batch: int) -> None:
     weight = torch.randn(4, 3, 3, 3)
-    small = torch.randn(batch, 3, 6, 7)
-    doubled = F.pad(RESIZES["tf"](small, 12, 14), (1, 1, 1, 1), mode="reflect")
-    expected = F.conv2d(doubled, weight).permute(0, 2, 3, 1)
-    window = F.pad(F.pad(small, (1, 0, 1, 0), mode="reflect"), (0, 1, 0, 1), mode="replicate").permute(0, 2, 3, 1)
-    assert (woven(Doubled(weight, torch.float32)(window.contiguous())) - expected).abs().max() <= 1e-5
+    image = torch.randn(batch, 3, 6, 7)
+    upsampled = F.pad(RESIZES["tf"](image, 12, 14), (1, 1, 1, 1), mode="reflect")
+    expected = F.conv2d(upsampled, weight).permute(0, 2, 3, 1)
+    window = F.pad(F.pad(image, (1, 0, 1, 0), mode="reflect"), (0, 1, 0, 1), mode="replicate").permute(0, 2, 3, 1)
+    assert (interleaved(UpsampledConv(weight, torch.float32)(window.contiguous())) - expected).abs().max() <= 1e-5
 
 
 @pytest.mark.parametrize(
@@ -66,7 +68,13 @@ def test_doubled_convolution_equals_doubling_first(batch: int) -> None:
     [
         ((32, 64, 7, 7), 1, 1, torch.float32, FastFirRows),
         ((128, 128, 3, 3), 1, 1, torch.float32, WinogradRows),
-        ((32, 3, 7, 7), 1, 1, torch.float32, Direct),  # three channels: all transform and no convolution
+        (
+            (32, 3, 7, 7),
+            1,
+            1,
+            torch.float32,
+            Direct,
+        ),  # three channels: the transforms would cost more than the convolution
         ((64, 64, 3, 3), 1, 1, torch.float32, Direct),
         ((128, 64, 3, 3), 2, 1, torch.float32, Direct),
         ((512, 1, 3, 3), 1, 512, torch.float32, Direct),

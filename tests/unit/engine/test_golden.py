@@ -1,11 +1,13 @@
-"""The generator against the reference implementation, and a real checkpoint against its reference pictures."""
+"""The generator against the reference implementation, and a real checkpoint against its reference images."""
 
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from painting import paint_all
 from PIL import Image
+from pydantic import TypeAdapter
 from seeding import seeded_state
 from shared import SHARED, needs_shared
 
@@ -13,16 +15,22 @@ from serve_app.engine.checkpoints import load_generator, read_checkpoint, save_s
 from serve_app.engine.generator import Generator
 from serve_app.engine.streaming import Frames, StripGenerator
 from serve_app.engine.stylist import Stylist
+from serve_app.frames import ResizeMode
 from serve_app.settings import Settings
 from serve_app.styles.catalogue import Style, installed_styles
 
 GOLDEN = sorted((Path(__file__).parent / "golden").glob("*.npz"))
 
 
-def seeded_generator(mode: str) -> Generator:
+def seeded_generator(mode: ResizeMode) -> Generator:
     generator = Generator(mode)
     generator.load_state_dict(seeded_state(generator))
     return generator.eval()
+
+
+def mode_of(path: Path) -> ResizeMode:
+    """The resize mode that a golden file's name begins with."""
+    return TypeAdapter[ResizeMode](ResizeMode).validate_python(path.name.split("_")[0])
 
 
 def to_input(photo: np.ndarray) -> torch.Tensor:
@@ -30,8 +38,7 @@ def to_input(photo: np.ndarray) -> torch.Tensor:
 
 
 def test_golden_data_is_there() -> None:
-    modes = {path.name.split("_")[0] for path in GOLDEN}
-    assert modes == {"align", "half", "tf"}
+    assert {mode_of(path) for path in GOLDEN} == {"align", "half", "tf"}
 
 
 def test_generator_has_the_published_number_of_parameters() -> None:
@@ -42,14 +49,14 @@ def test_generator_has_the_published_number_of_parameters() -> None:
 @torch.inference_mode()
 def test_generator_equals_reference(path: Path) -> None:
     golden = np.load(path)
-    painted = seeded_generator(path.name.split("_")[0])(to_input(golden["photo"])).numpy()
+    painted = seeded_generator(mode_of(path))(to_input(golden["photo"])).numpy()
     assert np.abs(painted - golden["painted"]).max() <= 1e-4
 
 
 @pytest.mark.parametrize("path", GOLDEN, ids=lambda path: path.stem)
 def test_strips_equal_reference(path: Path) -> None:
     golden = np.load(path)
-    mode = path.name.split("_")[0]
+    mode = mode_of(path)
     photo = torch.from_numpy(golden["photo"].copy())
     painted = np.full(golden["painted"].shape, np.nan, np.float32)
 
@@ -71,7 +78,7 @@ def test_batch_equals_its_single_runs() -> None:
 
 @pytest.fixture(scope="module")
 def hayao(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A styles folder with the real checkpoint, imported."""
+    """Returns a styles folder with the real checkpoint, imported."""
     folder = tmp_path_factory.mktemp("styles")
     checkpoint = SHARED / "weights" / "hayao_99.pt"
     style = Style(
@@ -81,19 +88,22 @@ def hayao(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.slow
 @needs_shared
 @pytest.mark.parametrize("name", ["portrait", "street"])
-def test_real_checkpoint_paints_its_reference_picture(hayao: Path, name: str) -> None:
+def test_real_checkpoint_paints_its_reference_image(hayao: Path, name: str) -> None:
     photo = np.asarray(Image.open(SHARED / "golden" / f"hayao_99_{name}_photo.png").convert("RGB"))
     reference = np.asarray(Image.open(SHARED / "golden" / f"hayao_99_{name}_painted.png").convert("RGB"))
     styles = {"hayao": installed_styles(hayao)["hayao"]}
-    (painted,) = Stylist(styles, Settings(device="cpu", threads="host")).paint("hayao", [photo])
+    (painted,) = paint_all(Stylist(styles, Settings(device="cpu", threads="host")), "hayao", [photo])
+    assert isinstance(painted, np.ndarray)
     assert np.abs(painted.astype(float) - reference).mean() <= 1.0
 
 
+@pytest.mark.slow
 @needs_shared
-def test_other_resize_mode_misses_the_reference_picture(hayao: Path) -> None:
-    """Guards the test above: it can tell the modes apart."""
+def test_other_resize_mode_misses_the_reference_image(hayao: Path) -> None:
+    """The test above does distinguish the modes."""
     photo = np.asarray(Image.open(SHARED / "golden" / "hayao_99_portrait_photo.png").convert("RGB"))[:256, :256]
     style = installed_styles(hayao)["hayao"]
     right, wrong = (

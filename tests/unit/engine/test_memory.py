@@ -3,9 +3,6 @@
 import subprocess
 import sys
 import textwrap
-import threading
-import time
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -14,24 +11,21 @@ from torch import nn
 
 from serve_app.engine.generator import Generator
 from serve_app.engine.memory import (
+    ALLOCATOR_OVERHEAD,
     LAYERS,
     LEAST_ROWS,
-    OVERHEAD,
-    Room,
-    fitting_rows,
-    largest_side,
-    planned_bytes,
-    predict_peak_bytes,
+    MemoryModel,
     strip_rows,
 )
-from serve_app.frames import Precision
+from serve_app.frames import Precision, Size
 
 MIB = 2**20
+FP32 = MemoryModel("fp32")
 
 
 def test_layers_are_the_generators_convolutions_in_order() -> None:
     convolutions = [module for module in Generator().modules() if isinstance(module, nn.Conv2d)]
-    table = [(layer.read or 3, layer.made, layer.kernel, layer.stride) for layer in LAYERS]
+    table = [(layer.in_channels or 3, layer.out_channels, layer.kernel, layer.stride) for layer in LAYERS]
     assert table == [(c.in_channels, c.out_channels, c.kernel_size[0], c.stride[0]) for c in convolutions]
 
 
@@ -40,36 +34,45 @@ def test_layers_are_the_generators_convolutions_in_order() -> None:
     [(1024, 1024, 1, 16), (1024, 1024, 2, 16), (3072, 4096, 1, 16), (512, 512, 1, 32), (64, 64, 1, 64), (9, 9, 1, 12)],
 )
 def test_strips_hold_a_fixed_number_of_bytes(height: int, width: int, batch: int, rows: int) -> None:
-    assert strip_rows(height, width, batch) == rows
+    assert strip_rows(Size(height, width), batch) == rows
 
 
-def test_prediction_grows_with_the_picture_the_batch_and_the_precision() -> None:
-    base = predict_peak_bytes(512, 512, 1, "fp32")
-    assert predict_peak_bytes(512, 640, 1, "fp32") > base
-    assert predict_peak_bytes(640, 512, 1, "fp32") > base
-    assert predict_peak_bytes(512, 512, 2, "fp32") > base
-    assert predict_peak_bytes(512, 512, 1, "fp16") < base
+def test_prediction_grows_with_the_image_the_batch_and_the_precision() -> None:
+    base = FP32.peak_bytes(Size(512, 512))
+    assert FP32.peak_bytes(Size(512, 640)) > base
+    assert FP32.peak_bytes(Size(640, 512)) > base
+    assert FP32.peak_bytes(Size(512, 512), batch=2) > base
+    assert MemoryModel("fp16").peak_bytes(Size(512, 512)) < base
 
 
-def test_lower_strips_are_taken_where_the_budget_asks_for_them() -> None:
-    tall = planned_bytes(512, 512, 1, "fp32")
-    low = planned_bytes(512, 512, 1, "fp32", LEAST_ROWS)
-    assert fitting_rows(512, 512, 1, "fp32", tall, "tcmalloc") == strip_rows(512, 512, 1)
-    rows = fitting_rows(512, 512, 1, "fp32", tall - 1, "tcmalloc")
+def test_planned_bytes_are_those_of_all_slots_and_the_overhead_of_the_process() -> None:
+    size = Size(512, 512)
+    alone, shared = (FP32.slot_bytes(size, 2, 16, is_shared) for is_shared in (False, True))
+    assert shared > alone
+    assert FP32.planned_bytes(size, 2, rows=16) == alone + 8 * MIB
+    assert FP32.planned_bytes(size, 2, rows=16, slots=3) == 3 * shared + 8 * MIB
+
+
+def test_lower_strips_are_used_where_the_budget_requires_them() -> None:
+    size = Size(512, 512)
+    tall = FP32.planned_bytes(size)
+    low = FP32.planned_bytes(size, rows=LEAST_ROWS)
+    assert FP32.tallest_rows(size, 1, tall) == strip_rows(size)
+    rows = FP32.tallest_rows(size, 1, tall - 1)
     assert rows is not None
-    assert LEAST_ROWS <= rows < strip_rows(512, 512, 1)
-    assert fitting_rows(512, 512, 1, "fp32", low, "tcmalloc") == LEAST_ROWS
-    assert fitting_rows(512, 512, 1, "fp32", low - 1, "tcmalloc") is None
+    assert LEAST_ROWS <= rows < strip_rows(size)
+    assert FP32.tallest_rows(size, 1, low) == LEAST_ROWS
+    assert FP32.tallest_rows(size, 1, low - 1) is None
 
 
-@pytest.mark.parametrize("size", [(3072, 4096), (4096, 3072), (2000, 2000), (600, 4000)])
-def test_largest_side_fits_and_the_next_one_does_not(size: tuple[int, int]) -> None:
+@pytest.mark.parametrize("size", [Size(3072, 4096), Size(4096, 3072), Size(2000, 2000), Size(600, 4000)])
+def test_largest_side_fits_and_the_next_one_does_not(size: Size) -> None:
     budget = 200 * MIB
-    side = largest_side(size, "fp32", budget, "tcmalloc")
+    side = FP32.largest_side(size, budget)
 
     def fits(side: int) -> bool:
-        height, width = (round(edge * side / max(size)) for edge in size)
-        return fitting_rows(height, width, 1, "fp32", budget, "tcmalloc") is not None
+        scaled = Size(*(round(edge * side / size.longer_side) for edge in size))
+        return FP32.tallest_rows(scaled, 1, budget) is not None
 
     assert side % 4 == 0
     assert fits(side)
@@ -77,11 +80,11 @@ def test_largest_side_fits_and_the_next_one_does_not(size: tuple[int, int]) -> N
 
 
 def test_nothing_fits_no_memory() -> None:
-    assert largest_side((64, 64), "fp32", 1, "tcmalloc") == 0
+    assert FP32.largest_side(Size(64, 64), 1) == 0
 
 
 def measured_growth(height: int, width: int, batch: int, precision: Precision) -> tuple[int, str]:
-    """Peak bytes over idle of a fresh process that paints once, and the allocator that it ran on."""
+    """Returns the peak bytes over idle of a fresh process that paints once, and the allocator that it runs on."""
     script = f"""
         from pathlib import Path
         import torch
@@ -89,6 +92,7 @@ def measured_growth(height: int, width: int, batch: int, precision: Precision) -
         from serve_app.engine.generator import Generator
         from serve_app.engine.memory import strip_rows
         from serve_app.engine.streaming import StripGenerator
+        from serve_app.frames import Size
 
         def status(key):
             line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(key))
@@ -101,7 +105,7 @@ def measured_growth(height: int, width: int, batch: int, precision: Precision) -
         idle = status("VmRSS")
         frames = torch.randint(0, 256, ({batch}, {height}, {width}, 3), dtype=torch.uint8)
         Path("/proc/self/clear_refs").write_text("5")
-        strips.paint(frames, strip_rows({height}, {width}, {batch}))
+        strips.paint(frames, strip_rows(Size({height}, {width}), {batch}))
         print(status("VmHWM") - idle, running_allocator())
     """
     run = subprocess.run(
@@ -112,69 +116,17 @@ def measured_growth(height: int, width: int, batch: int, precision: Precision) -
     return int(growth), allocator
 
 
-@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="only Linux tells a process's peak")
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="only Linux reports a process's peak")
 @pytest.mark.parametrize(("height", "width", "batch", "precision"), [(768, 512, 1, "fp32"), (512, 512, 2, "fp16")])
 def test_prediction_is_never_below_what_painting_takes(
     height: int, width: int, batch: int, precision: Precision
 ) -> None:
     measured, allocator = measured_growth(height, width, batch, precision)
-    predicted = predict_peak_bytes(height, width, batch, precision, allocator=allocator)
+    predicted = MemoryModel(precision, allocator).peak_bytes(Size(height, width), batch)
     assert measured <= predicted
     assert predicted <= 1.5 * measured + 16 * MIB  # and not a wild guess either
 
 
 def test_every_allocator_has_its_overhead() -> None:
-    assert set(OVERHEAD) == {"cuda", "tcmalloc", "jemalloc", "mimalloc", "system"}
-
-
-def enter(room: Room, count: int, inside: list[int], leave: threading.Event) -> threading.Thread:
-    def work() -> None:
-        with room.taken(count):
-            inside.append(count)
-            leave.wait(10)
-
-    thread = threading.Thread(target=work, daemon=True)
-    thread.start()
-    return thread
-
-
-def becomes(condition: Callable[[], bool]) -> bool:
-    deadline = time.monotonic() + 5
-    while not condition() and time.monotonic() < deadline:
-        time.sleep(0.005)
-    return condition()
-
-
-def test_room_lets_in_what_fits_and_the_rest_in_order() -> None:
-    room = Room(100)
-    inside: list[int] = []
-    doors = [threading.Event() for _ in range(4)]
-    threads = []
-    for count, door in zip((60, 40, 50, 10), doors, strict=True):
-        threads.append(enter(room, count, inside, door))
-        time.sleep(0.05)
-    assert inside == [60, 40]  # 10 would fit no sooner than 50, which came first
-    doors[1].set()
-    time.sleep(0.1)
-    assert inside == [60, 40]
-    doors[0].set()
-    assert becomes(lambda: len(inside) == 4)
-    assert inside[2:] == [50, 10]
-    for thread, door in zip(threads, doors, strict=True):
-        door.set()
-        thread.join(5)
-    with room.taken(100):
-        pass
-
-
-def test_room_lets_in_alone_what_is_larger_than_it() -> None:
-    with Room(10).taken(1000):
-        pass
-
-
-def test_room_is_given_back_by_work_that_fails() -> None:
-    room = Room(10)
-    with pytest.raises(ValueError, match="broken"), room.taken(10):
-        raise ValueError("broken")
-    with room.taken(10):
-        pass
+    assert set(ALLOCATOR_OVERHEAD) == {"cuda", "tcmalloc", "jemalloc", "mimalloc", "system"}

@@ -34,6 +34,7 @@ def export(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> int:
     return main()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mode", ["align", "half", "tf"])
 def test_exported_style_paints_as_torch_does_at_any_size_and_batch(
     mode: ResizeMode, folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
@@ -60,14 +61,15 @@ def test_style_that_is_not_installed_is_named(
     assert capsys.readouterr().err == "animegan: no style ghibli is installed (known: toon)\n"
 
 
-def test_folder_that_is_not_there_is_named(
+def test_missing_folder_is_named(
     folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert export(monkeypatch, "toon", "--onnx", folder / "absent" / "x.onnx") == 1
     assert capsys.readouterr().err == f"animegan: there is no folder {folder / 'absent'}\n"
 
 
-def test_file_that_paints_otherwise_is_not_written(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.slow
+def test_file_that_paints_differently_is_not_written(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from serve_app.engine import onnx as module
 
     monkeypatch.setattr(module, "LARGEST_DIFFERENCE", 0.0)

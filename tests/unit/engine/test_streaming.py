@@ -1,4 +1,4 @@
-"""Painting in strips equals the plain forward, whatever the size, the batch, the strips and the growing mode."""
+"""Painting in strips equals the plain forward pass for every size, batch, strip height and resize mode."""
 
 import gc
 import weakref
@@ -10,7 +10,7 @@ from seeding import seeded_state
 from torch import Tensor
 
 from serve_app.engine.generator import Generator
-from serve_app.engine.streaming import Frames, Layer, Pool, StripGenerator, windows
+from serve_app.engine.streaming import ChunkPool, Frames, Layer, StripGenerator, windows
 from serve_app.frames import ResizeMode
 
 SIZES: list[tuple[ResizeMode, int, int]] = [
@@ -34,7 +34,8 @@ def frames_of(batch: int, height: int, width: int) -> Tensor:
 def plain(generator: Generator, frames: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
     x = (frames.permute(0, 3, 1, 2) / 127.5 - 1).to(dtype)
     with torch.inference_mode():
-        return generator.to(dtype)(x).float().permute(0, 2, 3, 1)
+        painted: Tensor = generator.to(dtype)(x).float()
+    return painted.permute(0, 2, 3, 1)
 
 
 def streamed(strips: StripGenerator, frames: Tensor, rows: int) -> Tensor:
@@ -47,6 +48,7 @@ def streamed(strips: StripGenerator, frames: Tensor, rows: int) -> Tensor:
     return painted
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rows", [4, 12, 64])
 @pytest.mark.parametrize("batch", [1, 3])
 @pytest.mark.parametrize(("mode", "height", "width"), SIZES)
@@ -57,10 +59,11 @@ def test_strips_equal_the_plain_forward(mode: ResizeMode, height: int, width: in
     assert (streamed(StripGenerator(generator, mode), frames, rows) - expected).abs().max() <= 1e-4
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mode", ["align", "half", "tf"])
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 @pytest.mark.parametrize("is_computed_in_16_bits", [False, True])
-def test_16_bits_err_no_more_than_the_plain_run_in_16_bits(
+def test_16_bits_err_no_more_than_the_plain_forward_in_16_bits(
     mode: ResizeMode, dtype: torch.dtype, is_computed_in_16_bits: bool
 ) -> None:
     frames = frames_of(2, 96, 128)
@@ -85,7 +88,7 @@ def test_painting_is_scaled_to_bytes_and_leaves_the_frames_alone() -> None:
     assert torch.equal(frames, copy)
 
 
-def test_the_order_of_eps_and_weights_is_the_styles_own() -> None:
+def test_strips_use_the_eps_of_the_style() -> None:
     frames = frames_of(1, 16, 16) // 64 * 0 + 7  # flat: only eps keeps the norm finite
     generator = Generator("tf", eps=1e-3)
     generator.load_state_dict(seeded_state(generator))
@@ -94,9 +97,9 @@ def test_the_order_of_eps_and_weights_is_the_styles_own() -> None:
 
 
 def filled(height: int, rows: int, phases: tuple[int, int] = (1, 1)) -> tuple[Layer, Tensor, list[weakref.ref[Tensor]]]:
-    """A layer of width 6 and 3 channels in chunks, what it holds, and the planes that hold it."""
+    """Returns a layer of width 6 and 3 channels, its values, and weak references to the planes that hold them."""
     values = torch.randn(2, height, 6, 3)
-    layer = Layer(height, 6, 3, Pool(torch.float32))
+    layer = Layer(height, 6, 3, ChunkPool(torch.float32))
     alive = []
     down, across = phases
     for first in range(0, height, rows):
@@ -109,7 +112,7 @@ def filled(height: int, rows: int, phases: tuple[int, int] = (1, 1)) -> tuple[La
 
 @pytest.mark.parametrize("phases", [(1, 1), (2, 1), (2, 2)])
 @pytest.mark.parametrize("counts", [[12], [1] * 12, [5, 4, 3], [2, 7, 3]])
-def test_layer_is_read_normalised_however_many_rows_are_taken(phases: tuple[int, int], counts: list[int]) -> None:
+def test_layer_is_normalised_however_many_rows_are_read_at_a_time(phases: tuple[int, int], counts: list[int]) -> None:
     layer, values, _ = filled(12, 4, phases)
     norm = torch.nn.GroupNorm(1, 3)
     torch.nn.init.normal_(norm.weight)
@@ -118,13 +121,14 @@ def test_layer_is_read_normalised_however_many_rows_are_taken(phases: tuple[int,
     taken = []
     for count in counts:
         rows = torch.empty(2, count, 6, 3)
-        layer.take(rows)
+        layer.read_into(rows)
         taken.append(rows)
     expected = torch.nn.functional.leaky_relu(norm(values.permute(0, 3, 1, 2)), 0.2).permute(0, 2, 3, 1)
     assert (torch.cat(taken, 1) - expected).abs().max() <= 1e-5
 
 
-def test_rows_are_released_when_they_have_been_read() -> None:
+@pytest.mark.slow
+def test_rows_are_freed_once_they_have_been_read() -> None:
     layer, _, alive = filled(12, 4)
     layer.normalised(torch.nn.GroupNorm(1, 3).requires_grad_(False))
     held = []
@@ -132,18 +136,18 @@ def test_rows_are_released_when_they_have_been_read() -> None:
         gc.collect()
         held.append(sum(chunk() is not None for chunk in alive))
         if len(held) < 4:
-            layer.take(torch.empty(2, 4, 6, 3))
+            layer.read_into(torch.empty(2, 4, 6, 3))
     assert held == [3, 2, 1, 0]
 
 
 class Counting:
-    """A source of rows that hold their own numbers."""
+    """A source whose rows hold their own numbers."""
 
     def __init__(self, height: int, width: int) -> None:
         self.height, self.width, self.channels = height, width, 1
         self.rows: Iterator[int] = iter(range(height))
 
-    def take(self, rows: Tensor) -> None:
+    def read_into(self, rows: Tensor) -> None:
         for row in range(rows.shape[1]):
             rows[:, row] = next(self.rows) + torch.arange(self.width)[:, None] / 100
 
@@ -153,13 +157,13 @@ class Counting:
     ("kernel", "stride", "pads"),
     [(3, 1, (1, 1, 1, 1)), (7, 1, (3, 3, 3, 3)), (3, 2, (0, 1, 0, 1)), (1, 1, (0, 0, 0, 0))],
 )
-def test_windows_together_are_the_reflected_picture(
+def test_windows_together_are_the_reflected_image(
     kernel: int, stride: int, pads: tuple[int, int, int, int], rows: int
 ) -> None:
     height, width = 11, 9
     like = torch.empty(1, 0)
     whole = torch.empty(1, height, width, 1)
-    Counting(height, width).take(whole)
+    Counting(height, width).read_into(whole)
     padded = torch.nn.functional.pad(whole.permute(0, 3, 1, 2), pads, mode="reflect").permute(0, 2, 3, 1)
     at = 0
     for window in windows(Counting(height, width), like, pads, kernel, stride, rows):
@@ -167,20 +171,20 @@ def test_windows_together_are_the_reflected_picture(
         at += rows * stride
 
 
-def test_16_bit_chunks_lie_where_those_that_were_read_lay() -> None:
-    pool = Pool(torch.float16)
+def test_16_bit_chunks_reuse_the_storage_of_chunks_that_were_read() -> None:
+    pool = ChunkPool(torch.float16)
     planes = torch.randn(2, 1, 4, 6, 3)
-    storage, chunk = pool.put_by([[planes[0]], [planes[1]]])
+    storage, chunk = pool.store([[planes[0]], [planes[1]]])
     assert torch.equal(chunk[1][0], planes[1].half())
     pool.give_back(storage)
-    again, _ = pool.put_by([[planes.flatten(0, 1)]])
+    again, _ = pool.store([[planes.flatten(0, 1)]])
     assert again is storage
-    other, _ = pool.put_by([[planes[0]]])
-    pool.give_back(storage)  # of a size that is written no more
-    assert pool.put_by([[planes[1]]])[0] is not storage
+    other, _ = pool.store([[planes[0]]])
+    pool.give_back(storage)  # of a size that is no longer written
+    assert pool.store([[planes[1]]])[0] is not storage
     assert other is not storage
 
 
-def test_float32_chunks_stay_where_they_are() -> None:
+def test_float32_chunks_are_not_copied() -> None:
     plane = torch.randn(1, 4, 6, 3)
-    assert Pool(torch.float32).put_by([[plane]]) == (None, [[plane]])
+    assert ChunkPool(torch.float32).store([[plane]]) == (None, [[plane]])

@@ -10,10 +10,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from painting import paint_all
 from shared import ROOT
 
 from serve_app.engine.checkpoints import load_generator
-from serve_app.engine.memory import planned_bytes
+from serve_app.engine.memory import MemoryModel
 from serve_app.engine.stylist import (
     Stylist,
     allocator_fraction,
@@ -24,19 +25,21 @@ from serve_app.engine.stylist import (
     free_memory,
 )
 from serve_app.errors import DeviceError, OutOfMemory, TooLargeToPaint
-from serve_app.frames import Device, Frame, Precision
+from serve_app.frames import Device, Frame, Precision, Size
 from serve_app.settings import Settings
 from serve_app.styles.catalogue import InstalledStyle
 
 MIB = 2**20
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
-MARK = 77  # the first value of a frame that a broken forward pass chokes on
+MARK = 77  # the first value of a frame that a broken forward pass fails on
 
 
 @pytest.fixture
 def stylist(seeded_style: InstalledStyle) -> Iterator[Stylist]:
     threads = torch.get_num_threads()
-    yield Stylist({"seeded": seeded_style}, Settings(device="cpu", threads=1))
+    made = Stylist({"seeded": seeded_style}, Settings(device="cpu", threads=1))
+    yield made
+    made.close()
     torch.set_num_threads(threads)
 
 
@@ -45,7 +48,7 @@ def frame_of(height: int, width: int, seed: int = 0) -> Frame:
 
 
 def break_on_mark(stylist: Stylist, monkeypatch: pytest.MonkeyPatch, error: Exception, mark: int = MARK) -> list[int]:
-    """Lets every forward pass that holds a marked frame raise; returns the batch sizes tried."""
+    """Makes every forward pass with a marked frame raise; returns a list that grows by the batch sizes tried."""
     forward = stylist._forward
     tried: list[int] = []
 
@@ -72,15 +75,29 @@ def plain_frames(count: int) -> list[Frame]:
     return frames
 
 
-def worst_difference(one: Frame, other: Frame) -> int:
+def worst_difference(one: Frame | Exception, other: Frame | Exception) -> int:
+    assert isinstance(one, np.ndarray)
+    assert isinstance(other, np.ndarray)
     return int(np.abs(one.astype(int) - other).max())
+
+
+def run_script(script: str) -> "subprocess.CompletedProcess[str]":
+    """Runs a script in a process of its own, with the helpers of the tests on its path."""
+    return subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(script)],
+        cwd=ROOT,
+        env=os.environ | {"PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "tests" / "support")])},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
 
 
 @pytest.mark.parametrize(
     ("device", "gpu_share", "has_cuda", "chosen"),
     [
         ("auto", 0, False, CPU),
-        ("auto", 0, True, CPU),  # a GPU that Ray did not grant belongs to somebody else
+        ("auto", 0, True, CPU),  # a GPU that Ray did not grant is for others
         ("cpu", 0.25, False, CPU),
         ("cpu", 0.25, True, CPU),
         ("auto", 0.25, True, CUDA),
@@ -99,7 +116,7 @@ def test_device_is_what_was_granted_unless_the_cpu_is_meant(
     ("device", "gpu_share", "asked"),
     [("auto", 0.25, "num_gpus is 0.25"), ("cuda", 1, "num_gpus is 1"), ("cuda", 0, "device is cuda")],
 )
-def test_gpu_that_is_not_there_is_refused_with_the_way_out(device: Device, gpu_share: float, asked: str) -> None:
+def test_missing_gpu_is_refused_with_what_to_do(device: Device, gpu_share: float, asked: str) -> None:
     with pytest.raises(DeviceError) as caught:
         choose_device(device, gpu_share, has_cuda=False)
     assert str(caught.value) == (
@@ -130,7 +147,7 @@ def test_stylist_refuses_to_start_without_the_gpu_it_was_granted(seeded_style: I
         ("bf16", CPU, "bf16"),
     ],
 )
-def test_precision_is_halved_on_cuda_unless_told_otherwise(
+def test_precision_is_halved_on_cuda_unless_set_otherwise(
     precision: Precision, device: torch.device, chosen: Precision
 ) -> None:
     assert choose_precision(precision, device) == chosen
@@ -164,7 +181,7 @@ def test_threads_of_the_host_are_all_cores_where_nothing_confines_a_process(monk
     assert count_threads(Settings(threads="host"), 1) == 10
 
 
-def test_stylist_takes_the_threads_it_was_told(seeded_style: InstalledStyle, stylist: Stylist) -> None:
+def test_stylist_takes_the_number_of_threads_that_is_set(seeded_style: InstalledStyle, stylist: Stylist) -> None:
     for threads in (2, 1):
         other = Stylist({"seeded": seeded_style}, Settings(device="cpu", threads=threads))
         assert [each for _, each in runs_of(other, plain_frames(1))] == [threads]
@@ -192,7 +209,7 @@ def test_share_that_does_not_hold_a_context_is_refused() -> None:
 
 @pytest.mark.parametrize(("height", "width"), [(8, 8), (17, 33), (31, 16)])
 def test_painting_has_the_photographs_size_whatever_it_is(stylist: Stylist, height: int, width: int) -> None:
-    (painted,) = stylist.paint("seeded", [frame_of(height, width)])
+    (painted,) = paint_all(stylist, "seeded", [frame_of(height, width)])
     assert isinstance(painted, np.ndarray)
     assert painted.shape == (height, width, 3)
     assert painted.dtype == np.uint8
@@ -204,7 +221,7 @@ def test_painting_is_the_generators_output_scaled_to_bytes(stylist: Stylist, see
     with torch.inference_mode():
         x = torch.from_numpy(photo).permute(2, 0, 1)[None].float() / 127.5 - 1
         expected = ((load_generator(seeded_style)(x)[0] + 1) * 127.5).permute(1, 2, 0).numpy()
-    (painted,) = stylist.paint("seeded", [photo])
+    (painted,) = paint_all(stylist, "seeded", [photo])
     assert np.abs(painted - expected).max() < 0.5 + 0.01
 
 
@@ -212,68 +229,96 @@ def test_photograph_is_not_changed_and_may_be_read_only(stylist: Stylist) -> Non
     photo = frame_of(16, 16)
     copy = photo.copy()
     photo.setflags(write=False)  # as Ray hands it over
-    stylist.paint("seeded", [photo])
+    paint_all(stylist, "seeded", [photo])
     assert np.array_equal(photo, copy)
 
 
-def test_picture_in_a_batch_is_painted_as_if_alone(stylist: Stylist) -> None:
+def test_image_in_a_batch_is_painted_as_if_alone(stylist: Stylist) -> None:
     photos = [frame_of(24, 40, seed) for seed in range(3)]
     photos[1][:] //= 4  # a dark one among bright ones
-    together = stylist.paint("seeded", photos)
+    together = paint_all(stylist, "seeded", photos)
     for photo, painted in zip(photos, together, strict=True):
-        assert worst_difference(painted, stylist.paint("seeded", [photo])[0]) <= 1  # of 255
+        assert worst_difference(painted, paint_all(stylist, "seeded", [photo])[0]) <= 1  # of 255
 
 
-def runs_of(stylist: Stylist, frames: Sequence[Frame]) -> list[tuple[int, int]]:
-    """Paints; for each forward pass how many frames it took and on how many threads."""
+def record_passes(stylist: Stylist, monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, int]]:
+    """Returns a list that will hold the style and the number of frames of each forward pass, in order."""
+    forward = stylist._forward
+    passes: list[tuple[str, int]] = []
+
+    def recorded(style: str, frames: Sequence[Frame], rows: int) -> Frame:
+        passes.append((style, len(frames)))
+        return forward(style, frames, rows)
+
+    monkeypatch.setattr(stylist, "_forward", recorded)
+    return passes
+
+
+def runs_of(stylist: Stylist, frames: Sequence[Frame], together: int = 1) -> list[tuple[int, int]]:
+    """Paints, with the first `together` forward passes at the same time.
+
+    Returns:
+        The number of frames and the number of threads of each forward pass, in the order in which they began.
+    """
     forward = stylist._forward
     runs: list[tuple[int, int]] = []
+    lock = threading.Lock()
+    everyone = threading.Barrier(together)
 
-    def told(style: str, frames: Sequence[Frame], rows: int) -> Frame:
-        runs.append((len(frames), torch.get_num_threads()))
+    def recorded(style: str, frames: Sequence[Frame], rows: int) -> Frame:
+        with lock:
+            runs.append((len(frames), torch.get_num_threads()))
+            is_early = len(runs) <= together
+        if is_early:
+            everyone.wait(60)
         return forward(style, frames, rows)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(stylist, "_forward", told)
-        stylist.paint("seeded", frames)
+        patch.setattr(stylist, "_forward", recorded)
+        assert all(isinstance(outcome, np.ndarray) for outcome in paint_all(stylist, "seeded", frames))
     return runs
 
 
 @pytest.fixture
-def wide_stylist(seeded_style: InstalledStyle, stylist: Stylist) -> Stylist:
-    """Of five threads; its neighbour puts torch's own number back."""
-    return Stylist({"seeded": seeded_style}, Settings(device="cpu", threads=5))
+def wide_stylist(seeded_style: InstalledStyle, stylist: Stylist) -> Iterator[Stylist]:
+    """Returns one with five threads; the fixture `stylist` restores torch's own number."""
+    wide = Stylist({"seeded": seeded_style}, Settings(device="cpu", threads=5))
+    yield wide
+    wide.close()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("side", "count", "runs"),
     [
         (256, 1, [(1, 5)]),
         (256, 2, [(1, 2), (1, 3)]),
         (256, 5, [(1, 1)] * 5),
-        (128, 12, [(2, 1)] * 3 + [(3, 1)] * 2),  # small ones share a tensor
+        (128, 12, [(2, 1)] * 3 + [(3, 1)] * 2),  # small images share a tensor
     ],
 )
-def test_pictures_share_the_threads_side_by_side(
+def test_images_side_by_side_share_the_threads(
     wide_stylist: Stylist, side: int, count: int, runs: list[tuple[int, int]]
 ) -> None:
     frames = [frame_of(side, side, seed) for seed in range(count)]
-    assert sorted(runs_of(wide_stylist, frames)) == runs
+    assert sorted(runs_of(wide_stylist, frames, together=len(runs))) == runs
 
 
-def test_picture_that_finds_all_threads_taken_is_painted_when_one_is_free(wide_stylist: Stylist) -> None:
+@pytest.mark.slow
+def test_image_that_finds_all_threads_taken_is_painted_when_one_is_free(wide_stylist: Stylist) -> None:
     frames = [frame_of(256, 256, seed) for seed in range(6)]
-    *first, (last, _) = runs_of(wide_stylist, frames)
+    *first, (last, _) = runs_of(wide_stylist, frames, together=5)
     assert (first, last) == ([(1, 1)] * 5, 1)
 
 
 def painted_alone(stylist: Stylist) -> tuple[list[Frame], list[Frame | Exception]]:
-    """Three frames, each too large to share a tensor, and what becomes of each by itself."""
+    """Returns three frames, each too large to share a tensor, and each of them painted by itself."""
     frames = [frame_of(256, 264, seed) for seed in range(3)]
-    return frames, [stylist.paint("seeded", [frame])[0] for frame in frames]
+    return frames, [paint_all(stylist, "seeded", [frame])[0] for frame in frames]
 
 
-def test_pictures_side_by_side_are_painted_at_once_and_as_if_alone(
+@pytest.mark.slow
+def test_images_side_by_side_are_painted_at_once_and_as_if_alone(
     wide_stylist: Stylist, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     frames, alone = painted_alone(wide_stylist)
@@ -285,11 +330,12 @@ def test_pictures_side_by_side_are_painted_at_once_and_as_if_alone(
         return forward(style, frames, rows)
 
     monkeypatch.setattr(wide_stylist, "_forward", together)
-    painted = wide_stylist.paint("seeded", frames)
+    painted = paint_all(wide_stylist, "seeded", frames)
     assert max(map(worst_difference, alone, painted)) <= 1
 
 
-def test_picture_that_finds_no_memory_beside_others_is_painted_alone(
+@pytest.mark.slow
+def test_image_that_finds_no_memory_beside_others_is_painted_alone(
     wide_stylist: Stylist, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     frames, alone = painted_alone(wide_stylist)
@@ -301,16 +347,14 @@ def test_picture_that_finds_no_memory_beside_others_is_painted_alone(
         return forward(style, group, rows)
 
     monkeypatch.setattr(wide_stylist, "_forward", scarce)
-    assert max(map(worst_difference, alone, wide_stylist.paint("seeded", frames))) <= 1
+    assert max(map(worst_difference, alone, paint_all(wide_stylist, "seeded", frames))) <= 1
 
 
 def test_warm_up_paints_in_every_style(seeded_style: InstalledStyle, monkeypatch: pytest.MonkeyPatch) -> None:
     stylist = Stylist({"one": seeded_style, "two": seeded_style}, Settings(device="cpu", threads=1))
-    painted: list[str] = []
-    forward = stylist._forward
-    monkeypatch.setattr(stylist, "_forward", lambda style, *rest: painted.append(style) or forward(style, *rest))
+    passes = record_passes(stylist, monkeypatch)
     stylist.warm_up()
-    assert painted == ["one", "two"]
+    assert [style for style, _ in passes] == ["one", "two"]
 
 
 def test_warm_up_that_fails_keeps_the_replica_from_starting(stylist: Stylist, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -319,24 +363,68 @@ def test_warm_up_that_fails_keeps_the_replica_from_starting(stylist: Stylist, mo
         stylist.warm_up()
 
 
+def test_warm_up_beside_other_painting_is_refused(stylist: Stylist) -> None:
+    assert stylist.slots.reserve(Size(16, 16), 1, 1, 1) is not None
+    with pytest.raises(RuntimeError, match="the warm-up has to come before any other painting"):
+        stylist.warm_up()
+
+
+def test_slot_is_released_when_painting_ends_and_when_it_fails(
+    stylist: Stylist, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    size, frames = Size(16, 16), plain_frames(1)
+    slot = stylist.slots.reserve(size, 1, 1, 1)
+    assert slot is not None
+    (painted,) = stylist.start(slot, "seeded", frames).result(60)
+    assert isinstance(painted, np.ndarray)
+    slot = stylist.slots.reserve(size, 1, 1, 1)
+    assert slot is not None
+    monkeypatch.setattr(stylist, "_paint_batch", lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        stylist.start(slot, "seeded", frames).result(60)
+    assert stylist.slots.reserve(size, 1, 1, 1) is not None
+
+
+def test_closed_stylist_has_finished_its_painting_and_holds_no_generator_and_no_thread(
+    seeded_style: InstalledStyle,
+) -> None:
+    stylist = Stylist({"seeded": seeded_style}, Settings(device="cpu", threads=1))
+    generator = weakref.ref(stylist._generators["seeded"])
+    before = threading.active_count()
+    slot = stylist.slots.reserve(Size(16, 16), 1, 1, 1)
+    assert slot is not None
+    future = stylist.start(slot, "seeded", plain_frames(1))
+    stylist.close()
+    assert future.done()
+    assert isinstance(future.result()[0], np.ndarray)
+    assert generator() is None
+    assert threading.active_count() == before - 1
+    stylist.close()
+    with pytest.raises(RuntimeError, match="shutdown"):
+        stylist.start(slot, "seeded", plain_frames(1))
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("position", range(4))
 def test_frame_that_fails_fails_alone(stylist: Stylist, monkeypatch: pytest.MonkeyPatch, position: int) -> None:
     frames = plain_frames(3)
-    expected = stylist.paint("seeded", frames)
+    expected = paint_all(stylist, "seeded", frames)
     frames.insert(position, marked_frame())
     break_on_mark(stylist, monkeypatch, ValueError("a bad frame"))
-    outcomes = stylist.paint("seeded", frames)
+    outcomes = paint_all(stylist, "seeded", frames)
     assert isinstance(outcomes.pop(position), RuntimeError)
     for outcome, painted in zip(outcomes, expected, strict=True):
         assert worst_difference(outcome, painted) <= 1
 
 
+@pytest.mark.slow
 def test_batch_that_fails_is_halved_not_taken_apart(stylist: Stylist, monkeypatch: pytest.MonkeyPatch) -> None:
     tried = break_on_mark(stylist, monkeypatch, ValueError("a bad frame"))
-    stylist.paint("seeded", [marked_frame(), *plain_frames(7)])
+    paint_all(stylist, "seeded", [marked_frame(), *plain_frames(7)])
     assert tried == [8, 4, 2, 1, 1, 2, 4]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "error",
     [
@@ -349,23 +437,24 @@ def test_batch_that_fails_is_halved_not_taken_apart(stylist: Stylist, monkeypatc
     ],
     ids=["cpu-allocator", "cuda", "numpy"],
 )
-def test_lack_of_memory_is_a_503_that_says_what_to_do_and_the_next_picture_is_painted(
+def test_lack_of_memory_is_a_503_that_says_what_to_do_and_the_next_image_is_painted(
     stylist: Stylist, monkeypatch: pytest.MonkeyPatch, error: Exception
 ) -> None:
     break_on_mark(stylist, monkeypatch, error)
-    (outcome,) = stylist.paint("seeded", [marked_frame()])
+    (outcome,) = paint_all(stylist, "seeded", [marked_frame()])
     assert isinstance(outcome, OutOfMemory)
     assert outcome.status == 503
     assert outcome.retry_after_s == 10
     assert str(outcome) == (
         "There is not enough memory to paint this picture now; try again, or ask for a smaller max_side."
     )
-    (painted,) = stylist.paint("seeded", plain_frames(1))
+    (painted,) = paint_all(stylist, "seeded", plain_frames(1))
     assert isinstance(painted, np.ndarray)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("count", [1, 2])
-def test_memory_is_given_back_after_a_failed_pass_has_let_go_of_it(
+def test_memory_is_released_after_a_failed_pass_has_freed_it(
     stylist: Stylist, monkeypatch: pytest.MonkeyPatch, count: int
 ) -> None:
     class Activations:
@@ -384,28 +473,31 @@ def test_memory_is_given_back_after_a_failed_pass_has_let_go_of_it(
         "serve_app.engine.stylist.release_memory",
         lambda: held_at_release.append(sum(activations() is not None for activations in alive)),
     )
-    stylist.paint("seeded", plain_frames(count))
+    paint_all(stylist, "seeded", plain_frames(count))
     assert set(held_at_release) == {0}
 
 
-def test_other_failure_tells_the_log_but_not_the_client(
+@pytest.mark.slow
+def test_other_failure_is_explained_in_the_log_but_not_to_the_client(
     stylist: Stylist, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    break_on_mark(stylist, monkeypatch, ValueError("a secret of the house"))
-    (outcome,) = stylist.paint("seeded", [marked_frame()])
+    break_on_mark(stylist, monkeypatch, ValueError("a secret"))
+    (outcome,) = paint_all(stylist, "seeded", [marked_frame()])
     assert type(outcome) is RuntimeError
     assert str(outcome) == "painting failed"
     assert outcome.__cause__ is outcome.__context__ is None
-    assert "a secret of the house" in caplog.text
+    assert "a secret" in caplog.text
 
 
-def test_real_refusal_of_the_allocator_is_out_of_memory(seeded_style: InstalledStyle) -> None:
+@pytest.mark.slow
+def test_failed_allocation_is_out_of_memory(seeded_style: InstalledStyle) -> None:
     resource = pytest.importorskip("resource", reason="only POSIX bounds a process's memory")
     del resource
     script = f"""
         import resource
         from pathlib import Path
         import numpy as np
+        from painting import paint_all
         from serve_app.settings import Settings
         from serve_app.styles.catalogue import read_installed
         from serve_app.engine.stylist import Stylist
@@ -413,54 +505,52 @@ def test_real_refusal_of_the_allocator_is_out_of_memory(seeded_style: InstalledS
         style = read_installed(Path({str(seeded_style.path)!r}))
         stylist = Stylist({{"seeded": style}}, Settings(device="cpu", threads=1))
         small, large = (np.zeros((side, side, 3), np.uint8) for side in (16, 512))
-        stylist.paint("seeded", [small])
+        paint_all(stylist, "seeded", [small])
         pages = int(Path("/proc/self/statm").read_text().split()[0])
         resource.setrlimit(resource.RLIMIT_AS, (pages * resource.getpagesize() + {20 * MIB},) * 2)
-        print(type(*stylist.paint("seeded", [large])).__name__, type(*stylist.paint("seeded", [small])).__name__)
+        print(*(type(*paint_all(stylist, "seeded", [frame])).__name__ for frame in (large, small)))
     """
-    run = subprocess.run(
-        [sys.executable, "-c", textwrap.dedent(script)], cwd=ROOT, capture_output=True, text=True, timeout=120
-    )
+    run = run_script(script)
     assert run.stdout == "OutOfMemory ndarray\n", run.stderr
 
 
-def test_picture_over_the_budget_is_refused_with_the_largest_side_that_fits(stylist: Stylist) -> None:
-    stylist.lanes.memory_bytes = 100_000_000
-    (refusal,) = stylist.paint("seeded", [frame_of(1536, 2048)])
+def test_image_over_the_budget_is_refused_with_the_largest_side_that_fits(stylist: Stylist) -> None:
+    stylist.slots.memory_bytes = 100_000_000
+    (refusal,) = paint_all(stylist, "seeded", [frame_of(1536, 2048)])
     assert isinstance(refusal, TooLargeToPaint)
     assert refusal.status == 413
-    side = refusal.limit
-    assert side is not None
-    assert refusal.actual == 2048
+    assert refusal.limit is not None
+    side = int(refusal.limit)
+    assert (refusal.actual, refusal.unit) == (2048, "pixels")
     assert "Painting 2048 x 1536 takes " in str(refusal)
     assert f", and 100 MB are set aside for it here. Ask for max_side={side}, the largest that fits." in str(refusal)
     stylist._forward = lambda style, frames, rows: np.stack(frames)  # type: ignore[method-assign]
     for larger, outcome in ((0, np.ndarray), (8, TooLargeToPaint)):
-        (answer,) = stylist.paint("seeded", [frame_of((side + larger) * 3 // 4, side + larger)])
+        (answer,) = paint_all(stylist, "seeded", [frame_of((side + larger) * 3 // 4, side + larger)])
         assert isinstance(answer, outcome)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("together", "batches"), [(4, [4, 1]), (3, [3, 2]), (1, [1, 1, 1, 1, 1])])
 def test_batch_is_split_to_fit_the_budget(
     stylist: Stylist, monkeypatch: pytest.MonkeyPatch, together: int, batches: list[int]
 ) -> None:
-    stylist.lanes.memory_bytes = planned_bytes(64, 64, together, "fp32", 4, stylist.allocator)
-    painted: list[int] = []
-    forward = stylist._forward
-    monkeypatch.setattr(
-        stylist, "_forward", lambda style, frames, rows: painted.append(len(frames)) or forward(style, frames, rows)
-    )
+    model = MemoryModel("fp32", stylist.allocator)
+    stylist.slots.memory_bytes = model.planned_bytes(Size(64, 64), together, rows=4)
+    passes = record_passes(stylist, monkeypatch)
     frames = [frame_of(64, 64, seed) for seed in range(5)]
-    assert all(isinstance(outcome, np.ndarray) for outcome in stylist.paint("seeded", frames))
-    assert painted == batches
+    assert all(isinstance(outcome, np.ndarray) for outcome in paint_all(stylist, "seeded", frames))
+    assert [count for _, count in passes] == batches
 
 
-@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="only Linux tells a process's memory so")
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="only Linux reports a process's memory so")
 def test_many_sizes_take_little_more_than_the_largest() -> None:
-    """What oneDNN compiles for each size is bounded: kept by the thousand, it is megabytes a size."""
+    """OneDNN's cache of compiled code is bounded; without a bound, it grows by megabytes for each size."""
     script = """
         import numpy as np
-        from serve_app.engine.memory import planned_bytes
+        from painting import paint_all
+        from serve_app.frames import Size
         from serve_app.settings import Settings
         from serve_app.styles.catalogue import installed_styles
         from serve_app.engine.stylist import Stylist
@@ -473,33 +563,29 @@ def test_many_sizes_take_little_more_than_the_largest() -> None:
         stylist.warm_up()
         idle = resident_bytes()
         for step in range(30):
-            (painted,) = stylist.paint("toon", [np.zeros((64 + 4 * step, 304 - 4 * step, 3), np.uint8)])
+            (painted,) = paint_all(stylist, "toon", [np.zeros((64 + 4 * step, 304 - 4 * step, 3), np.uint8)])
             assert isinstance(painted, np.ndarray)
-        print(resident_bytes() - idle < planned_bytes(184, 184, 1, "fp32", allocator=stylist.allocator))
+        print(resident_bytes() - idle < stylist.slots.model.planned_bytes(Size(184, 184)))
     """
-    run = subprocess.run(
-        [sys.executable, "-c", textwrap.dedent(script)], cwd=ROOT, capture_output=True, text=True, timeout=120
-    )
+    run = run_script(script)
     assert run.stdout == "True\n", run.stderr
 
 
-def test_large_pictures_are_painted_one_by_one_on_a_cpu(stylist: Stylist, monkeypatch: pytest.MonkeyPatch) -> None:
-    painted: list[int] = []
-    monkeypatch.setattr(
-        stylist, "_forward", lambda style, frames, rows: painted.append(len(frames)) or np.stack(frames)
-    )
-    stylist.paint("seeded", [frame_of(256, 256)] * 3)
-    stylist.paint("seeded", [frame_of(128, 128)] * 5)
-    assert painted == [1, 1, 1, 4, 1]
+def test_large_images_are_painted_one_by_one_on_a_cpu(stylist: Stylist, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(stylist, "_forward", lambda style, frames, rows: np.stack(frames))
+    passes = record_passes(stylist, monkeypatch)
+    paint_all(stylist, "seeded", [frame_of(256, 256)] * 3)
+    paint_all(stylist, "seeded", [frame_of(128, 128)] * 5)
+    assert [count for _, count in passes] == [1, 1, 1, 4, 1]
 
 
 def test_line_at_start_up_names_device_precision_allocator_and_budget(stylist: Stylist) -> None:
-    stylist.lanes.memory_bytes = 600_000_000
+    stylist.slots.memory_bytes = 600_000_000
     stylist.allocator = "tcmalloc"
     assert stylist.describe() == "painting on cpu in fp32, allocator tcmalloc, budget 600 MB"
 
 
-def test_budget_is_what_the_replica_was_granted_less_what_it_has_taken() -> None:
+def test_budget_is_what_the_replica_was_granted_less_what_it_uses() -> None:
     granted = 8 * 2**30
     assert 0 < free_memory(CPU, granted) < granted - 100 * MIB  # torch is loaded
     assert free_memory(CPU, 1) == 0

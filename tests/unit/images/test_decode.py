@@ -5,19 +5,21 @@ import sys
 import textwrap
 import zlib
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from PIL import ExifTags, Image, ImageCms, ImageOps
 from shared import ROOT, SHARED, files_of, name_of, needs_shared
 
-from serve_app.errors import BrokenImage, RequestError, TooManyPixels, TooSmall, UnsupportedFormat
-from serve_app.frames import Order, Photo
+from serve_app.errors import BrokenImage, DecodeMemory, RequestError, TooManyPixels, TooSmall, UnsupportedFormat
+from serve_app.frames import DecodedImage, Size, StylizeRequest
 from serve_app.images.budget import ByteBudget
-from serve_app.images.decode import decode, painted_pixels, sniff
+from serve_app.images.decode import ImageHeader, decode, read_header, sniff
+from serve_app.images.resize import painted_size
 
 MAX_PIXELS = 64_000_000
-ORDER = Order("toon", max_side=1024, multiple=1, format="jpeg")
+REQUEST = StylizeRequest("toon", max_side=1024, multiple=1, format="jpeg")
 TOO_SMALL = {"tiny_1x1_prophoto.png", "tiny_2x2.png"}
 
 
@@ -34,9 +36,9 @@ def save(image: Image.Image, format: str, **options: object) -> bytes:
     return buffer.getvalue()
 
 
-def decoded(data: bytes, **changes: object) -> Photo:
-    values = {"style": "toon", "max_side": 1024, "multiple": 1, "format": "jpeg"} | changes
-    return decode(data, Order(**values), MAX_PIXELS)
+def decoded(data: bytes, **changes: Any) -> DecodedImage:
+    values: dict[str, Any] = {"style": "toon", "max_side": 1024, "multiple": 1, "format": "jpeg"} | changes
+    return decode(data, StylizeRequest(**values), MAX_PIXELS)
 
 
 def mean_difference(a: np.ndarray, b: np.ndarray) -> float:
@@ -47,11 +49,11 @@ def mean_difference(a: np.ndarray, b: np.ndarray) -> float:
 def test_decode_reads_format_by_content(format: str) -> None:
     data = save(picture(), format)
     assert sniff(data) == format
-    photo = decoded(data)
-    assert photo.frame.shape == (60, 80, 3)
-    assert photo.frame.dtype == np.uint8
+    result = decoded(data)
+    assert result.frame.shape == (60, 80, 3)
+    assert result.frame.dtype == np.uint8
     tolerance = 12 if format == "GIF" else 3  # GIF has 256 colours
-    assert mean_difference(photo.frame, np.asarray(picture())) < tolerance
+    assert mean_difference(result.frame, np.asarray(picture())) < tolerance
 
 
 @pytest.mark.parametrize(
@@ -66,7 +68,7 @@ def test_decode_refuses_other_content(data: bytes) -> None:
 
 def test_decode_rejects_photo_above_pixel_limit() -> None:
     with pytest.raises(TooManyPixels) as refusal:
-        decode(save(picture(), "PNG"), ORDER, max_pixels=4799)
+        decode(save(picture(), "PNG"), REQUEST, max_pixels=4799)
     assert str(refusal.value) == "The picture is 80 x 60, 4800 pixels; at most 4799 are decoded here. Send it smaller."
     assert (refusal.value.limit, refusal.value.actual) == (4799, 4800)
 
@@ -80,49 +82,55 @@ def test_decode_checks_the_limit_on_the_header_before_decoding() -> None:
         decoded(data)
 
 
-def test_decode_refuses_truncated_picture() -> None:
+def test_decode_refuses_truncated_image() -> None:
     data = save(picture(), "JPEG")
     with pytest.raises(BrokenImage, match=r"^The picture ends before it is complete; send the whole file\.$"):
         decoded(data[: len(data) // 2])
 
 
-def test_decode_refuses_too_small_picture_naming_the_minimum() -> None:
+def test_decode_refuses_too_small_image_naming_the_minimum() -> None:
     with pytest.raises(TooSmall, match="each painted side needs at least 8 pixels") as refusal:
         decoded(save(picture(7, 80), "PNG"))
     assert (refusal.value.limit, refusal.value.actual) == (8, 7)
 
 
 def test_decode_fits_to_max_side_and_says_so() -> None:
-    receipt = decoded(save(picture(300, 400), "PNG"), max_side=100).receipt
-    assert (receipt.original, receipt.painted, receipt.resized) == ((300, 400), (75, 100), True)
+    image = decoded(save(picture(300, 400), "PNG"), max_side=100)
+    assert (image.original, image.size) == ((300, 400), (75, 100))
 
 
 def test_decode_rounds_down_to_the_styles_multiple() -> None:
-    photo = decoded(save(picture(61, 83), "PNG"), multiple=4)
-    assert photo.frame.shape == (60, 80, 3)
-    assert photo.receipt.resized
+    result = decoded(save(picture(61, 83), "PNG"), multiple=4)
+    assert result.frame.shape == (60, 80, 3)
+    assert result.size != result.original
 
 
 @pytest.mark.parametrize("turn", [1, 6])
-def test_pixels_that_will_be_painted_are_told_from_the_header(turn: int) -> None:
+def test_pixels_that_will_be_painted_are_known_from_the_header(turn: int) -> None:
     exif = Image.Exif()
     exif[0x0112] = turn
     data = save(picture(301, 203), "JPEG", exif=exif)
-    order = Order("toon", 100, 4, "png")
-    painted = decode(data, order, 64_000_000).frame
-    assert painted_pixels(data[:2000], order) == painted.shape[0] * painted.shape[1]
+    request = StylizeRequest("toon", 100, 4, "png")
+    header = read_header(data[:2000])
+    image = decode(data, request, 64_000_000, header=header)
+    assert painted_size(header.stored, 100, 4).pixels == image.size.pixels
 
 
-def test_header_of_a_picture_that_cannot_be_painted_is_refused() -> None:
-    for data, refusal in ((b"no picture", UnsupportedFormat), (save(picture(4, 400), "PNG"), TooSmall)):
-        with pytest.raises(refusal):
-            painted_pixels(data, Order("toon", 100, 4, "png"))
+def test_header_of_an_image_that_cannot_be_painted_is_refused() -> None:
+    with pytest.raises(UnsupportedFormat):
+        read_header(b"no picture")
+    with pytest.raises(BrokenImage):
+        read_header(save(picture(), "PNG")[:12])
 
 
-def test_decode_keeps_a_small_picture_as_it_is() -> None:
-    photo = decoded(save(picture(), "PNG"))
-    assert not photo.receipt.resized
-    assert np.array_equal(photo.frame, np.asarray(picture()))
+def test_header_states_the_format_and_the_stored_size() -> None:
+    assert read_header(save(picture(40, 60), "JPEG")) == ImageHeader("JPEG", Size(40, 60))
+
+
+def test_decode_keeps_a_small_image_as_it_is() -> None:
+    result = decoded(save(picture(), "PNG"))
+    assert result.size == result.original
+    assert np.array_equal(result.frame, np.asarray(picture()))
 
 
 @pytest.mark.parametrize("turn", range(1, 9))
@@ -132,9 +140,9 @@ def test_decode_turns_upright(turn: int, format: str) -> None:
     exif[ExifTags.Base.Orientation] = turn
     data = save(picture(), format, exif=exif, **({"lossless": True} if format == "WEBP" else {}))
     reference = ImageOps.exif_transpose(Image.open(io.BytesIO(data))).convert("RGB")
-    photo = decoded(data)
-    assert photo.receipt.original == (reference.height, reference.width)
-    assert mean_difference(photo.frame, np.asarray(reference)) == 0
+    result = decoded(data)
+    assert result.original == (reference.height, reference.width)
+    assert mean_difference(result.frame, np.asarray(reference)) == 0
 
 
 def test_decode_survives_malformed_exif() -> None:
@@ -145,10 +153,11 @@ def test_decode_composites_on_white_and_keeps_alpha() -> None:
     image = picture(mode="RGBA")
     alpha = np.tile(np.linspace(0, 255, 80).astype(np.uint8), (60, 1))
     image.putalpha(Image.fromarray(alpha))
-    photo = decoded(save(image, "PNG"))
-    assert np.array_equal(photo.alpha, alpha)
+    result = decoded(save(image, "PNG"))
+    assert result.alpha is not None
+    assert np.array_equal(result.alpha, alpha)
     share = alpha[..., None] / 255
-    assert mean_difference(photo.frame, np.asarray(picture()) * share + 255 * (1 - share)) < 1
+    assert mean_difference(result.frame, np.asarray(picture()) * share + 255 * (1 - share)) < 1
 
 
 def test_hidden_colour_does_not_show() -> None:
@@ -158,55 +167,56 @@ def test_hidden_colour_does_not_show() -> None:
         image = Image.new("RGBA", (64, 64), (*hidden, 0))
         image.paste((10, 200, 30, 255), (16, 16, 48, 48))
         frames.append(decoded(save(image, "PNG"), max_side=32).frame)
-    assert np.array_equal(*frames)
+    assert np.array_equal(frames[0], frames[1])
 
 
 @pytest.mark.parametrize("mode", ["L", "LA", "P", "1", "CMYK"])
 def test_decode_takes_other_modes(mode: str) -> None:
     image = picture(mode=mode)
-    photo = decoded(save(image, "TIFF" if mode == "CMYK" else "PNG"))
+    result = decoded(save(image, "TIFF" if mode == "CMYK" else "PNG"))
     reference = np.asarray(image.convert("RGB"))
-    assert mean_difference(photo.frame, reference) <= 1
+    assert mean_difference(result.frame, reference) <= 1
 
 
 def test_decode_takes_palette_transparency() -> None:
     image = Image.new("P", (40, 40), 0)
     image.putpalette([255, 0, 0, 0, 0, 255])
     image.paste(1, (20, 0, 40, 40))
-    photo = decoded(save(image, "PNG", transparency=0))
-    assert photo.alpha[0, 0] == 0
-    assert tuple(photo.frame[0, 0]) == (255, 255, 255)
-    assert tuple(photo.frame[0, 39]) == (0, 0, 255)
+    result = decoded(save(image, "PNG", transparency=0))
+    assert result.alpha is not None
+    assert result.alpha[0, 0] == 0
+    assert tuple(result.frame[0, 0]) == (255, 255, 255)
+    assert tuple(result.frame[0, 39]) == (0, 0, 255)
 
 
 def test_decode_takes_16_bit_grey() -> None:
     ramp = np.tile(np.linspace(0, 65535, 80).astype(np.uint16), (60, 1))
-    photo = decoded(save(Image.fromarray(ramp), "PNG"))
-    assert mean_difference(photo.frame[..., 0], ramp / 257) < 1
+    result = decoded(save(Image.fromarray(ramp), "PNG"))
+    assert mean_difference(result.frame[..., 0], ramp / 257) < 1
 
 
 @pytest.mark.parametrize("scale", [1.0, 255.0])
 def test_decode_takes_float_grey(scale: float) -> None:
     ramp = np.tile(np.linspace(0, scale, 80).astype(np.float32), (60, 1))
-    photo = decoded(save(Image.fromarray(ramp), "TIFF"))
-    assert mean_difference(photo.frame[..., 0], ramp * 255 / scale) < 1
+    result = decoded(save(Image.fromarray(ramp), "TIFF"))
+    assert mean_difference(result.frame[..., 0], ramp * 255 / scale) < 1
 
 
 def test_decode_takes_the_first_frame_of_an_animation() -> None:
     red, blue = (Image.new("RGB", (32, 32), colour) for colour in ("red", "blue"))
-    photo = decoded(save(red, "GIF", save_all=True, append_images=[blue]))
-    assert tuple(photo.frame[0, 0]) == (255, 0, 0)
+    result = decoded(save(red, "GIF", save_all=True, append_images=[blue]))
+    assert tuple(result.frame[0, 0]) == (255, 0, 0)
 
 
 def test_decode_ignores_a_broken_profile() -> None:
-    photo = decoded(save(picture(), "PNG", icc_profile=b"not a profile"))
-    assert np.array_equal(photo.frame, np.asarray(picture()))
+    result = decoded(save(picture(), "PNG", icc_profile=b"not a profile"))
+    assert np.array_equal(result.frame, np.asarray(picture()))
 
 
 def test_decode_ignores_a_profile_of_another_colour_space() -> None:
     lab = ImageCms.ImageCmsProfile(ImageCms.createProfile("LAB")).tobytes()
-    photo = decoded(save(picture(), "PNG", icc_profile=lab))
-    assert np.array_equal(photo.frame, np.asarray(picture()))
+    result = decoded(save(picture(), "PNG", icc_profile=lab))
+    assert np.array_equal(result.frame, np.asarray(picture()))
 
 
 def test_shrink_on_load_stays_near_the_full_decode() -> None:
@@ -218,21 +228,24 @@ def test_shrink_on_load_stays_near_the_full_decode() -> None:
     assert mean_difference(decoded(data, max_side=400).frame, np.asarray(full)) < 2
 
 
+def to_srgb(image: Image.Image, profile: ImageCms.ImageCmsProfile) -> Image.Image:
+    converted = ImageCms.profileToProfile(image, profile, ImageCms.createProfile("sRGB"), outputMode="RGB")
+    assert converted is not None  # it is None only for a conversion in place
+    return converted
+
+
 def reference_frame(path: Path) -> np.ndarray:
     """Pillow and LittleCMS with nothing clever: full decode, upright, to sRGB, on white, LANCZOS to 1024."""
-    image = ImageOps.exif_transpose(Image.open(path))
+    image: Image.Image = ImageOps.exif_transpose(Image.open(path))
     profile = image.info.get("icc_profile")
     if image.mode == "P":
         image = image.convert("RGBA" if "transparency" in image.info else "RGB")
     if image.mode == "LAB":
-        image = ImageCms.profileToProfile(
-            image, ImageCms.createProfile("LAB"), ImageCms.createProfile("sRGB"), outputMode="RGB"
-        )
+        image = to_srgb(image, ImageCms.ImageCmsProfile(ImageCms.createProfile("LAB")))
     elif profile:
         alpha = image.getchannel("A") if image.mode in ("RGBA", "LA") else None
         colours = image.convert(image.mode[:-1]) if alpha else image
-        source = ImageCms.ImageCmsProfile(io.BytesIO(profile))
-        image = ImageCms.profileToProfile(colours, source, ImageCms.createProfile("sRGB"), outputMode="RGB")
+        image = to_srgb(colours, ImageCms.ImageCmsProfile(io.BytesIO(profile)))
         if alpha:
             image.putalpha(alpha)
     if image.mode in ("RGBA", "LA"):
@@ -242,6 +255,7 @@ def reference_frame(path: Path) -> np.ndarray:
     return np.asarray(image.resize([max(1, round(side * scale)) for side in image.size], Image.Resampling.LANCZOS))
 
 
+@pytest.mark.slow
 @needs_shared
 @pytest.mark.parametrize("path", files_of("photos"), ids=name_of)
 def test_every_photo_decodes_near_the_littlecms_reference(path: Path) -> None:
@@ -249,11 +263,11 @@ def test_every_photo_decodes_near_the_littlecms_reference(path: Path) -> None:
         with pytest.raises(TooSmall, match="at least 8 pixels"):
             decoded(path.read_bytes())
         return
-    photo = decoded(path.read_bytes())
+    result = decoded(path.read_bytes())
     reference = reference_frame(path)
-    assert photo.frame.shape == reference.shape
-    assert photo.frame.shape[:2] == photo.receipt.painted
-    assert mean_difference(photo.frame, reference) <= 2
+    assert result.frame.shape == reference.shape
+    assert result.frame.shape[:2] == result.size
+    assert mean_difference(result.frame, reference) <= 2
 
 
 @needs_shared
@@ -272,12 +286,12 @@ def test_every_hostile_file_is_refused_or_decodes_as_the_index_says(path: Path) 
     row = next(line for line in (SHARED / "bad" / "INDEX.md").read_text().splitlines() if name_of(path) in line)
     verdict = row.split("|")[3].strip()
     try:
-        photo = decoded(path.read_bytes())
+        result = decoded(path.read_bytes())
     except RequestError as error:
         refusal = error
     else:
         assert verdict.startswith("decodes")
-        assert photo.frame.shape[2] == 3
+        assert result.frame.shape[2] == 3
         return
     assert 400 <= refusal.status < 500
 
@@ -302,9 +316,10 @@ LARGE: dict[str, tuple[str, str, dict[str, object]]] = {
 }
 
 
-@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="only Linux tells a process's peak")
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="only Linux reports a process's peak")
 @pytest.mark.parametrize("kind", LARGE)
-def test_decoding_takes_no_more_than_its_header_foretells(kind: str, tmp_path: Path) -> None:
+def test_decoding_takes_no_more_than_predicted_from_its_header(kind: str, tmp_path: Path) -> None:
     mode, format, options = LARGE[kind]
     large = Image.effect_noise((400, 300), 90).convert("RGB").resize((4000, 3000))
     if mode == "I;16":
@@ -314,7 +329,7 @@ def test_decoding_takes_no_more_than_its_header_foretells(kind: str, tmp_path: P
     script = f"""
         from pathlib import Path
         from serve_app.images.decode import decode, open_image, predict_decode_bytes
-        from serve_app.frames import Order
+        from serve_app.frames import StylizeRequest
 
         def status(key):
             line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(key))
@@ -324,7 +339,7 @@ def test_decoding_takes_no_more_than_its_header_foretells(kind: str, tmp_path: P
         predicted = predict_decode_bytes(open_image(data), 1024)
         idle = status("VmRSS")
         Path("/proc/self/clear_refs").write_text("5")
-        decode(data, Order("toon", max_side=1024, multiple=4, format="jpeg"), 64_000_000)
+        decode(data, StylizeRequest("toon", max_side=1024, multiple=4, format="jpeg"), 64_000_000)
         print(status("VmHWM") - idle, predicted)
     """
     run = subprocess.run([sys.executable, "-c", textwrap.dedent(script)], cwd=ROOT, capture_output=True, text=True)
@@ -337,22 +352,23 @@ def test_decoding_takes_no_more_than_its_header_foretells(kind: str, tmp_path: P
 def test_decode_that_takes_more_than_there_is_is_refused_before_decoding() -> None:
     data = save(picture(600, 800, "RGBA"), "PNG")
     budget = ByteBudget(12_000_000)
-    with pytest.raises(TooManyPixels) as caught:
-        decode(data[: len(data) // 2], ORDER, MAX_PIXELS, budget)  # decoded, it would be broken
+    with pytest.raises(DecodeMemory) as caught:
+        decode(data[: len(data) // 2], REQUEST, MAX_PIXELS, budget)  # decoded, it would be broken
+    assert caught.value.actual is not None
     assert str(caught.value) == (
         f"Decoding this 800 x 600 PNG takes {caught.value.actual / 1e6:,.0f} MB, and 12 MB are set aside for it here. "
         "Send it smaller, or as a baseline JPEG."
     )
-    assert caught.value.limit == 12_000_000
+    assert (caught.value.limit, caught.value.unit) == (12_000_000, "bytes")
     with pytest.raises(BrokenImage):
-        decode(data[: len(data) // 2], ORDER, MAX_PIXELS, ByteBudget(100_000_000))
+        decode(data[: len(data) // 2], REQUEST, MAX_PIXELS, ByteBudget(100_000_000))
 
 
-def test_bytes_of_a_decode_are_given_back_whatever_became_of_it() -> None:
+def test_bytes_of_a_decode_are_released_whether_it_succeeds_or_fails() -> None:
     data = save(picture(), "PNG")
     budget = ByteBudget(30_000_000)
-    decode(data, ORDER, MAX_PIXELS, budget)
+    decode(data, REQUEST, MAX_PIXELS, budget)
     with pytest.raises(BrokenImage):
-        decode(data[:-200], ORDER, MAX_PIXELS, budget)
+        decode(data[:-200], REQUEST, MAX_PIXELS, budget)
     with budget.reserve(30_000_000):
         pass

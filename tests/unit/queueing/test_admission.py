@@ -76,7 +76,7 @@ def test_one_client_fills_four_fifths_of_the_queue_time_and_the_next_the_rest() 
     assert len(setup.admit("b", most=1)) == 1
 
 
-def test_before_anything_was_painted_only_the_least_pictures_are_admitted() -> None:
+def test_before_anything_was_painted_only_the_least_images_are_admitted() -> None:
     setup = Setup(limited(least=10))
     assert setup.controller.pixels_per_second == 0
     assert len(setup.admit("a")) == 8
@@ -85,7 +85,7 @@ def test_before_anything_was_painted_only_the_least_pictures_are_admitted() -> N
 @pytest.mark.parametrize(
     ("least", "own", "newcomers"), [(1, 1, 0), (2, 1, 1), (3, 2, 1), (4, 3, 1), (5, 4, 1), (8, 6, 2), (10, 8, 2)]
 )
-def test_small_limits_admit_their_least_pictures_and_leave_room_for_newcomers(
+def test_small_limits_admit_their_least_images_and_leave_room_for_newcomers(
     least: int, own: int, newcomers: int
 ) -> None:
     setup = Setup(limited(least=least))
@@ -95,7 +95,7 @@ def test_small_limits_admit_their_least_pictures_and_leave_room_for_newcomers(
     assert setup.occupancy.images == least
 
 
-def test_least_pictures_are_admitted_however_slow_painting_is() -> None:
+def test_least_images_are_admitted_however_slow_painting_is() -> None:
     setup = Setup(limited(queue_time_s=1, least=5))
     setup.paint(MP, seconds=500, times=3)
     assert len(setup.admit("a")) == 4
@@ -111,7 +111,7 @@ def test_caps_hold_however_fast_painting_is(limits: Limits) -> None:
     assert sum(len(setup.admit(f"client {number}", most=1)) for number in range(10)) == 4
 
 
-def test_caps_hold_even_below_the_least_pictures() -> None:
+def test_caps_hold_even_below_the_least_images() -> None:
     setup = Setup(limited(least=100, pictures=5))
     assert len(setup.admit("a")) == 4
     setup = Setup(limited(least=100, pixels=5 * MP))
@@ -243,7 +243,7 @@ def test_idle_hours_do_not_change_the_rate_and_neither_does_one_small_image_afte
     assert setup.controller.pixels_per_second == pytest.approx(MP, rel=0.01)
 
 
-def test_slow_first_picture_is_forgotten_within_minutes_of_work() -> None:
+def test_slow_first_image_is_forgotten_within_minutes_of_work() -> None:
     setup = Setup()
     setup.paint(MP, seconds=20)
     assert setup.controller.pixels_per_second == pytest.approx(MP / 20)
@@ -370,9 +370,9 @@ def test_burst_of_one_client_that_takes_four_fifths_of_the_queue_time_is_never_r
 ) -> None:
     setup = Setup(limited(queue_time_s))
     setup.paint(MP, seconds, times=3)
-    room = 0.8 * queue_time_s / seconds * MP * (1 - 1e-9)
+    limit = 0.8 * queue_time_s / seconds * MP * (1 - 1e-9)
     for pixels in pictures:
-        if setup.occupancy.pixels + pixels <= room:
+        if setup.occupancy.pixels + pixels <= limit:
             setup.controller.admit("a", pixels)
 
 
@@ -510,6 +510,7 @@ def test_clients_get_equal_service_however_often_each_asks() -> None:
     assert served["seldom"] >= 0.85 * served["often"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("rate", "batch", "side", "wanted"),
     [
@@ -521,7 +522,7 @@ def test_clients_get_equal_service_however_often_each_asks() -> None:
         (10 * MP, 4, many_sizes, 200),
     ],
 )
-def test_client_that_tries_again_when_told_is_usually_admitted(
+def test_client_that_tries_again_after_retry_after_is_usually_admitted(
     rate: float, batch: int, side: Callable[[random.Random], int], wanted: int
 ) -> None:
     chance = random.Random(5)
@@ -538,7 +539,7 @@ def test_client_that_tries_again_when_told_is_usually_admitted(
     assert second_try[True] >= 0.85 * second_try.total()
 
 
-def test_client_that_tries_again_much_earlier_than_told_is_refused() -> None:
+def test_client_that_tries_again_much_earlier_than_retry_after_is_refused() -> None:
     setup = Setup(limited(queue_time_s=50))
     setup.paint(MP, seconds=2, times=10)
     admitted = setup.admit("a")

@@ -157,4 +157,4 @@ def test_resize_mode_decides_the_multiple_and_the_default_eps(resize: ResizeMode
 
 def test_a_style_of_the_catalogue_that_is_not_installed_says_how_to_install_it() -> None:
     with pytest.raises(UnknownStyle, match=r"`animegan styles pull paprika` and a restart install it\.$"):
-        find_style({}, "paprika")
+        find_style({}, "paprika", read_catalogue())

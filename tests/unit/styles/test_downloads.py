@@ -87,7 +87,7 @@ def test_slash_at_the_mirrors_end_does_not_matter(monkeypatch: pytest.MonkeyPatc
 
 @pytest.mark.parametrize("known", ["sha256", "git_blob"])
 def test_one_known_digest_is_enough(mirror: Mirror, known: str) -> None:
-    unknown = {"sha256": None, "git_blob": None}
+    unknown: dict[str, Any] = {"sha256": None, "git_blob": None}
     del unknown[known]
     assert download(entry_of(bytes=None, **unknown), show_progress=False) == CONTENT
 

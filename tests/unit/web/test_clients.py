@@ -82,7 +82,7 @@ MALFORMED = [
 
 
 @pytest.mark.parametrize("entry", MALFORMED)
-def test_walk_ends_before_an_entry_that_is_no_address(entry: str) -> None:
+def test_search_ends_before_an_entry_that_is_no_address(entry: str) -> None:
     assert client_address("127.0.0.1", [f"198.51.100.1,{entry}"], PROXIES) == "127.0.0.1"
     assert client_address("127.0.0.1", [f"198.51.100.1,{entry}, 10.0.0.2"], PROXIES) == "10.0.0.2"
     assert client_address("127.0.0.1", [f"{entry}, 203.0.113.7, 10.0.0.2"], PROXIES) == "203.0.113.7"

@@ -1,0 +1,115 @@
+"""The Stylizer with its queue and its engine, without Ray: frames that share a batch, and batches side by side."""
+
+import asyncio
+import threading
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from serve_app.deployments import stylizer as module
+from serve_app.deployments.stylizer import Key, Stylizer
+from serve_app.engine.stylist import Stylist
+from serve_app.frames import Frame, Size
+from serve_app.queueing.batching import Done
+from serve_app.settings import Settings
+from serve_app.styles.catalogue import InstalledStyle
+
+FIRST, SMALL, LARGE = Size(64, 96), Size(96, 128), Size(256, 320)
+TIMEOUT_S = 60
+
+
+@pytest.fixture
+def stylist(seeded_style: InstalledStyle) -> Iterator[Stylist]:
+    threads = torch.get_num_threads()
+    made = Stylist({"seeded": seeded_style}, Settings(device="cpu", threads=2))
+    yield made
+    made.close()
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture
+def stylizer(stylist: Stylist, monkeypatch: pytest.MonkeyPatch) -> Stylizer:
+    monkeypatch.setattr(module, "make_stylist", lambda settings: stylist)
+    deployment: Any = Stylizer  # Serve's decorator hides the class from mypy
+    made: Stylizer = deployment.func_or_class(Settings())
+    return made
+
+
+def frame_of(size: Size, seed: int = 0) -> Frame:
+    return np.random.default_rng(seed).integers(0, 256, (*size, 3), np.uint8)
+
+
+class Gates:
+    """Holds forward passes of a size until the test opens its gate."""
+
+    def __init__(self, stylist: Stylist, monkeypatch: pytest.MonkeyPatch, *sizes: Size) -> None:
+        self.gates = {size: threading.Event() for size in sizes}
+        self.began: list[Size] = []
+        self._forward = stylist._forward
+        monkeypatch.setattr(stylist, "_forward", self._held)
+
+    def _held(self, style: str, frames: Sequence[Frame], rows: int) -> Frame:
+        size = Size(*frames[0].shape[:2])
+        self.began.append(size)
+        if size in self.gates:
+            assert self.gates[size].wait(TIMEOUT_S)
+        return self._forward(style, frames, rows)
+
+    def open(self, size: Size) -> None:
+        self.gates[size].set()
+
+
+def submit(stylizer: Stylizer, frame: Frame) -> "asyncio.Task[Done[Frame]]":
+    size = Size(*frame.shape[:2])
+    key: Key = ("seeded", size)
+    return asyncio.ensure_future(stylizer.batcher.submit(key, frame, size.pixels))
+
+
+async def submit_behind_another(stylizer: Stylizer, frames: Sequence[Frame]) -> "list[asyncio.Task[Done[Frame]]]":
+    """Submits frames while a frame of the size FIRST is on the device and has all its threads."""
+    tasks = [submit(stylizer, frame_of(FIRST))]
+    while not stylizer.batcher.running_for_s():
+        await asyncio.sleep(0)
+    tasks += [submit(stylizer, frame) for frame in frames]
+    while stylizer.batcher.waiting < len(frames):
+        await asyncio.sleep(0)
+    return tasks
+
+
+@pytest.mark.slow
+def test_frames_that_wait_together_share_batches_and_are_painted_as_if_alone(
+    stylizer: Stylizer, stylist: Stylist, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    frames = [frame_of(SMALL, seed) for seed in range(8)]
+
+    async def scene() -> None:
+        alone = [await submit(stylizer, frame) for frame in frames]
+        gates = Gates(stylist, monkeypatch, FIRST)
+        _, *tasks = await submit_behind_another(stylizer, frames)
+        gates.open(FIRST)
+        together = await asyncio.wait_for(asyncio.gather(*tasks), TIMEOUT_S)
+        assert {done.batch_size for done in alone} == {1}
+        assert min(done.batch_size for done in together) > 1
+        for one, other in zip(alone, together, strict=True):
+            assert np.abs(one.result.astype(int) - other.result).max() <= 1
+
+    asyncio.run(scene())
+
+
+def test_small_image_is_painted_before_a_large_one_that_arrived_first(
+    stylizer: Stylizer, stylist: Stylist, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def scene() -> None:
+        gates = Gates(stylist, monkeypatch, FIRST, LARGE)
+        _, large, small = await submit_behind_another(stylizer, [frame_of(LARGE), frame_of(SMALL)])
+        gates.open(FIRST)
+        await asyncio.wait_for(small, TIMEOUT_S)
+        assert LARGE in gates.began
+        assert not large.done()
+        gates.open(LARGE)
+        await asyncio.wait_for(large, TIMEOUT_S)
+
+    asyncio.run(scene())
