@@ -1,8 +1,9 @@
-"""What the README tells a newcomer to type does what the README says."""
+"""The README's commands and code do what the README says, and its tables and those of the settings are complete."""
 
 import re
 import signal
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -14,8 +15,16 @@ from serve_app.settings import CodecSettings, IngressSettings, Settings, StrictM
 from serve_app.styles.catalogue import read_catalogue
 
 README = (ROOT / "README.md").read_text()
-COMMANDS = [block.strip() for block in re.findall(r"```sh\n(.*?)```", README, re.DOTALL)]
+SETTINGS = (ROOT / "docs" / "settings.md").read_text()
+PYTHON = (ROOT / "docs" / "python.md").read_text()
 ADDRESS = "http://127.0.0.1:8000"
+
+
+def code_blocks(text: str, language: str) -> list[str]:
+    return [block.strip() for block in re.findall(rf"```{language}\n(.*?)```", text, re.DOTALL)]
+
+
+COMMANDS = code_blocks(README, "sh")
 
 
 def test_newcomer_paints_a_photo(tmp_path: Path) -> None:
@@ -32,6 +41,23 @@ def test_newcomer_paints_a_photo(tmp_path: Path) -> None:
         assert service.process.wait(120) == 0
 
 
+def test_python_of_the_readme_paints_a_photo(tmp_path: Path) -> None:
+    (snippet,) = code_blocks(README, "python")
+    (tmp_path / "photo.jpg").write_bytes(photo_bytes(60, 80, "JPEG"))
+    subprocess.run([sys.executable, "-c", snippet], check=True, cwd=tmp_path)
+    assert opened((tmp_path / "painted.jpg").read_bytes()).size == (80, 60)
+
+
+def test_python_of_its_own_page_paints_a_folder(tmp_path: Path) -> None:
+    (snippet,) = code_blocks(PYTHON, "python")
+    photos = tmp_path / "photos"
+    photos.mkdir()
+    for name, width in (("a", 80), ("b", 64)):
+        (photos / f"{name}.jpg").write_bytes(photo_bytes(60, width, "JPEG"))
+    subprocess.run([sys.executable, "-c", snippet], check=True, cwd=tmp_path)
+    assert [opened((photos / f"{name}.png").read_bytes()).size for name in "ab"] == [(80, 60), (64, 60)]
+
+
 def test_every_command_exists() -> None:
     for command in (line.split()[0] for block in COMMANDS for line in block.splitlines()):
         assert command == "curl" or command.startswith(".venv/bin/") or (ROOT / command).is_file(), command
@@ -40,7 +66,7 @@ def test_every_command_exists() -> None:
 @pytest.mark.parametrize("model", [Settings, IngressSettings, CodecSettings, StylizerSettings])
 def test_settings_table_names_every_setting(model: type[StrictModel]) -> None:
     for name, field in model.model_fields.items():
-        rows = [line for line in README.splitlines() if f"| `{name}` |" in line]
+        rows = [line for line in SETTINGS.splitlines() if f"| `{name}` |" in line]
         defaults = [row.split("|")[3].strip().strip("`") for row in rows]  # two deployments have a memory_bytes each
         mib = {bytes: f"{bytes // 2**20} MiB" for bytes in (32 * 2**20, 700 * 2**20, 1280 * 2**20)}
         shown = mib | {64000000: "64,000,000", 128000000: "128,000,000", None: "", (): "[]"}

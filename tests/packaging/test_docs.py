@@ -1,0 +1,42 @@
+"""Links in the documents lead somewhere, and the documents know every refusal."""
+
+import re
+from pathlib import Path
+
+import pytest
+from shared import ROOT
+
+from serve_app.errors import RequestError
+
+NAMES = ["README.md", "CONTRIBUTING.md", "CHANGELOG.md", "SECURITY.md"]
+DOCUMENTS = [ROOT / name for name in NAMES] + sorted((ROOT / "docs").glob("*.md"))
+
+
+def links(document: Path) -> list[str]:
+    """The targets of links and images that are not web addresses; code is left out."""
+    text = re.sub(r"```.*?```|`[^`\n]*`", "", document.read_text(), flags=re.DOTALL)
+    targets: list[str] = re.findall(r"\]\(([^)\s]+)\)", text)
+    return [target for target in targets if not re.match(r"[a-z]+:", target)]
+
+
+def anchors(document: Path) -> set[str]:
+    """The anchors that GitHub makes of a document's headings."""
+    headings: list[str] = re.findall(r"^#+ (.+)$", document.read_text(), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
+def test_every_relative_link_leads_to_a_file_and_a_heading(document: Path) -> None:
+    broken = []
+    for link in links(document):
+        path, _, anchor = link.partition("#")
+        target = document.parent / path if path else document
+        if not target.exists() or (anchor and anchor not in anchors(target)):
+            broken.append(link)
+    assert not broken
+
+
+def test_the_page_on_http_names_every_refusal_with_its_status() -> None:
+    rows = [line for line in (ROOT / "docs" / "http.md").read_text().splitlines() if line.startswith("| ")]
+    for refusal in RequestError.__subclasses__():
+        assert any(f"`{refusal.code}`" in row and str(refusal.status) in row for row in rows), refusal.code
