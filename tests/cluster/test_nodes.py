@@ -25,7 +25,7 @@ from ray.serve._private import api as serve_api
 from ray.serve._private.common import ReplicaState
 from ray.serve.config import gRPCOptions
 from ray.serve.schema import ServeDeploySchema
-from service import free_port, wait_for
+from service import command_line, free_port, wait_for
 from shared import ROOT
 
 GIB = 2**30
@@ -281,6 +281,6 @@ def test_killing_a_node_under_load_loses_no_image(nodes: Nodes) -> None:
 def test_no_process_is_left_behind_by_the_dead(nodes: Nodes) -> None:
     def stylizers() -> list[psutil.Process]:
         tree = psutil.Process().children(recursive=True)
-        return [process for process in tree if "ServeReplica:animegan:Stylizer" in " ".join(process.cmdline())]
+        return [process for process in tree if "ServeReplica:animegan:Stylizer" in command_line(process)]
 
     wait_for(lambda: len(stylizers()) == len(nodes.replicas("Stylizer")), 60)

@@ -14,16 +14,16 @@ import pytest
 import requests
 import yaml
 from pictures import opened, photo_bytes
-from service import ANIMEGAN, LOCAL_CONFIG, changed_config, free_port, running, wait_for
+from service import ANIMEGAN, LOCAL_CONFIG, changed_config, command_line, free_port, running, wait_for
 from shared import ROOT
 
 
 def ray_processes(of: psutil.Process) -> list[psutil.Process]:
-    return [process for process in of.children(recursive=True) if "ray" in " ".join(process.cmdline())]
+    return [process for process in of.children(recursive=True) if "ray" in command_line(process)]
 
 
 def dashboards(of: psutil.Process) -> list[psutil.Process]:
-    return [process for process in ray_processes(of) if "ray-dashboard" in " ".join(process.cmdline())]
+    return [process for process in ray_processes(of) if "ray-dashboard" in command_line(process)]
 
 
 def test_scripts_run_ends_cleanly_on_sigterm(tmp_path: Path) -> None:

@@ -41,6 +41,14 @@ def changed_config(path: Path, target: Path, **user_configs: dict[str, Any]) -> 
     return f"http://127.0.0.1:{config['http_options']['port']}"
 
 
+def command_line(process: psutil.Process) -> str:
+    """The command line of a process; empty if it has ended, even if its parent has not yet noticed."""
+    try:
+        return " ".join(process.cmdline())
+    except psutil.Error:
+        return ""
+
+
 class Service:
     """A running service: its address, its console, its processes."""
 
@@ -60,7 +68,7 @@ class Service:
     def replicas(self, deployment: str) -> list[psutil.Process]:
         title = f"ray::ServeReplica:animegan:{deployment}"
         tree = psutil.Process(self.process.pid).children(recursive=True)
-        return [process for process in tree if title in " ".join(process.cmdline())]
+        return [process for process in tree if title in command_line(process)]
 
 
 @contextmanager
