@@ -12,6 +12,7 @@ import torch
 
 from serve_app.engine.allocator import release_free_memory, running_allocator
 from serve_app.engine.checkpoints import load_generator
+from serve_app.engine.host_memory import available_bytes
 from serve_app.engine.memory import MemoryModel
 from serve_app.engine.slots import CPU_STACK_PIXELS, Slot, WorkerSlots
 from serve_app.engine.streaming import StripGenerator
@@ -244,15 +245,15 @@ def compute_dtype(precision: Precision, device: torch.device) -> torch.dtype:
 def free_memory(device: torch.device, memory_share: float) -> int:
     """Returns the bytes that painting may take by default.
 
-    On CUDA that is the rest of the GPU's share; on a CPU the rest of the granted memory, or half of what the machine
-    has free if none was granted.
+    On CUDA that is the rest of the GPU's share. On a CPU it is the rest of the granted memory, or, if none was granted,
+    half of what the machine has free. A container's limit counts in both.
     """
     if device.type == "cuda":
         total = torch.cuda.get_device_properties(0).total_memory
         return int(total * torch.cuda.get_per_process_memory_fraction()) - torch.cuda.memory_allocated()
     if memory_share:
-        return max(int(memory_share) - psutil.Process().memory_info().rss, 0)
-    return psutil.virtual_memory().available // 2
+        return max(min(int(memory_share) - psutil.Process().memory_info().rss, available_bytes()), 0)
+    return available_bytes() // 2
 
 
 def count_threads(settings: Settings, cpu_share: float) -> int:

@@ -29,7 +29,13 @@ MAY_IMPORT = {  # a folder, or a module that lies in none; each may also import 
     "": {"painter"},  # serve_app/__init__.py, lazily
 }
 WITH_RAY = {"app", "deployments", "cli"}
-WITHOUT_TORCH = {"engine", "engine.memory", "engine.slots", "engine.allocator"}  # in the one folder that may import it
+WITHOUT_TORCH = {
+    "engine",
+    "engine.memory",
+    "engine.slots",
+    "engine.allocator",
+    "engine.host_memory",
+}  # in the one folder that may import it
 
 
 def modules() -> dict[str, Path]:
