@@ -4,8 +4,9 @@ Serve's own schema silently drops keys that it does not know, so a misspelt `max
 every key is checked, Serve's and this service's.
 """
 
+import math
 import types
-from collections.abc import Iterator, Mapping
+from collections.abc import Hashable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Union, get_args, get_origin
 
@@ -15,7 +16,7 @@ from ray.runtime_env import RuntimeEnv
 from ray.serve.config import AutoscalingConfig
 from ray.serve.schema import ServeDeploySchema
 
-from serve_app.errors import SettingsError
+from serve_app.errors import AnimeganError, SettingsError
 from serve_app.settings import (
     CodecSettings,
     IngressSettings,
@@ -25,9 +26,12 @@ from serve_app.settings import (
     describe,
     load_settings,
 )
+from serve_app.styles.catalogue import find_style, installed_styles
 
 BUILDER = "serve_app.app:build"
+MERGE_TAG = "tag:yaml.org,2002:merge"  # of the key `<<`
 SERVE_MAX_ONGOING_REQUESTS = 5  # Serve's default
+MAX_PORT = 65_535
 USER_CONFIGS: dict[str, type[StrictModel]] = {
     "Ingress": IngressSettings,
     "Codec": CodecSettings,
@@ -42,7 +46,13 @@ class UniqueKeyLoader(yaml.SafeLoader):
         """Builds the mapping of a YAML node."""
         seen: set[Any] = set()
         for key_node, _ in node.value:
-            key = self.construct_object(key_node)
+            if key_node.tag == MERGE_TAG:  # its keys may be given again: that is what merging is for
+                continue
+            key = self.construct_object(key_node, deep=True)
+            if not isinstance(key, Hashable):
+                raise yaml.constructor.ConstructorError(
+                    problem="a list or a mapping is used as a key", problem_mark=key_node.start_mark
+                )
             if key in seen:
                 raise yaml.constructor.ConstructorError(
                     problem=f"key {key} is given twice", problem_mark=key_node.start_mark
@@ -78,7 +88,12 @@ def read(path: Path) -> tuple[Any, list[str]]:
         return None, [f"{path}: not YAML: {' '.join(str(error).split())}"]
     if not isinstance(config, dict):
         return None, [f"{path}: not a Serve config: the file must hold keys such as `applications`"]
-    findings = [*unknown_keys(ServeDeploySchema, config, ""), *wrong_values(config), *own_findings(config)]
+    findings = [
+        *unknown_keys(ServeDeploySchema, config, ""),
+        *wrong_values(config),
+        *http_findings(config),
+        *own_findings(config),
+    ]
     return config, [f"{path}: {finding}" for finding in dict.fromkeys(findings)]
 
 
@@ -119,7 +134,8 @@ def model_in(annotation: Any) -> type[BaseModel] | None:
 
 
 def wrong_values(config: dict[str, Any]) -> Iterator[str]:
-    """Yields values that Serve's schema refuses."""
+    """Yields values that Serve's schema refuses, and numbers that are not finite."""
+    yield from numbers_not_finite(config, "")
     yield from violations(ServeDeploySchema, config, "")
     for index, application in enumerate(listed(config, "applications")):
         for number, deployment in enumerate(listed(application, "deployments")):
@@ -140,19 +156,69 @@ def violations(model: type[BaseModel], values: dict[str, Any], where: str) -> It
                 yield f"{place}: {detail['msg']}"
 
 
+def numbers_not_finite(values: Any, where: str) -> Iterator[str]:
+    """Yields every infinite number and NaN in a config: no setting means anything with one."""
+    if isinstance(values, float) and not math.isfinite(values):
+        yield f"{where}: must be a finite number, not {values}"
+    items = values.items() if isinstance(values, dict) else enumerate(values) if isinstance(values, list) else ()
+    for key, value in items:
+        yield from numbers_not_finite(value, f"{where}.{key}" if where else str(key))
+
+
+def http_findings(config: dict[str, Any]) -> Iterator[str]:
+    """Yields findings on the address that the service listens at."""
+    options = config.get("http_options")
+    port = options.get("port") if isinstance(options, dict) else None
+    if isinstance(port, int) and not 1 <= port <= MAX_PORT:
+        yield f"http_options.port: must be from 1 to {MAX_PORT}, not {port}"
+    prefixes = [application.get("route_prefix") for application in listed(config, "applications")]
+    for index, prefix in enumerate(prefixes):
+        where = f"applications.{index}.route_prefix"
+        if isinstance(prefix, str) and (not prefix.startswith("/") or (prefix != "/" and prefix.endswith("/"))):
+            yield f"{where}: must start with / and, but for / itself, not end with it"
+        if prefix is not None and prefixes.index(prefix) < index:
+            yield f"{where}: {prefix} is taken by applications.{prefixes.index(prefix)}"
+
+
 def own_findings(config: dict[str, Any]) -> Iterator[str]:
-    """Yields findings on this service's own keys, in applications that it builds."""
+    """Yields findings on this service's own keys."""
     for index, application in enumerate(listed(config, "applications")):
-        where, import_path = f"applications.{index}", str(application.get("import_path"))
+        where, import_path = f"applications.{index}", application.get("import_path")
         if import_path != BUILDER:
-            if import_path.startswith("serve_app"):
-                yield f"{where}.import_path: this service is built by {BUILDER}, not by {import_path}"
+            yield f"{where}.import_path: this service is built by {BUILDER}, not by {import_path}"
             continue
+        yield from request_findings(config, application, where)
         names = [deployment.get("name") for deployment in listed(application, "deployments")]
         yield from (f"{where}.deployments: {name} is given twice" for name in names if names.count(name) > 1)
         yield from wrong_settings(Settings, application.get("args") or {}, f"{where}.args")
         for number, deployment in enumerate(listed(application, "deployments")):
             yield from deployment_findings(deployment, f"{where}.deployments.{number}")
+
+
+def request_findings(config: dict[str, Any], application: dict[str, Any], where: str) -> Iterator[str]:
+    """Yields findings on the Ingress's settings that other parts of the config contradict."""
+    for number, deployment in enumerate(listed(application, "deployments")):
+        values, args = deployment.get("user_config") or {}, application.get("args") or {}
+        if deployment.get("name") != "Ingress" or [*wrong_settings(IngressSettings, values, "")]:
+            continue
+        place = f"{where}.deployments.{number}.user_config"
+        settings = load_settings(IngressSettings, values, place)
+        if settings.queue_least_pictures > settings.queue_most_pictures:
+            yield (
+                f"{place}.queue_least_pictures: {settings.queue_least_pictures} is above queue_most_pictures "
+                f"({settings.queue_most_pictures})"
+            )
+        limit_s = (config.get("http_options") or {}).get("request_timeout_s")
+        if isinstance(limit_s, int | float) and limit_s <= settings.timeout_s:
+            yield (
+                f"http_options.request_timeout_s: {limit_s:g} is not above the Ingress's timeout_s "
+                f"({settings.timeout_s:g}), so Serve would cut requests off without a word"
+            )
+        if not [*wrong_settings(Settings, args, "")]:
+            try:
+                find_style(installed_styles(load_settings(Settings, args, "").styles_dir), settings.default_style)
+            except AnimeganError as error:
+                yield f"{place}.default_style: {error}"
 
 
 def deployment_findings(deployment: dict[str, Any], where: str) -> Iterator[str]:

@@ -93,12 +93,19 @@ def run_to_its_end(config: Path) -> subprocess.CompletedProcess[str]:
 
 
 def test_a_failed_deployment_prints_why_and_exits(tmp_path: Path) -> None:
+    outcome = run_to_its_end(broken_copy(tmp_path, memory_bytes=1_000_000))
+    assert outcome.returncode == 1
+    assert "the deployment failed" in outcome.stderr
+    assert re.search(r"Painting 64 x 64 takes \d+ MB, and 1 MB are set aside for it here", outcome.stderr)
+
+
+def test_missing_style_is_refused_before_anything_starts(tmp_path: Path) -> None:
     config = tmp_path / "config.yaml"
     changed_config(LOCAL_CONFIG, config, Ingress={"user_config": {"default_style": "missing"}})
     outcome = run_to_its_end(config)
     assert outcome.returncode == 1
-    assert "the deployment failed" in outcome.stderr
     assert "There is no style 'missing' here; installed are: toon." in outcome.stderr
+    assert "starting" not in outcome.stdout
 
 
 def test_cuda_that_is_not_there_is_refused_with_a_reason(tmp_path: Path) -> None:

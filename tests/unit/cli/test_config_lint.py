@@ -138,10 +138,61 @@ def test_environment_variable_that_is_no_text_is_named(findings: Findings) -> No
     assert finding.startswith("applications.0.runtime_env.env_vars")
 
 
-def test_application_that_another_builder_makes_has_settings_of_its_own(findings: Findings) -> None:
-    config = changed((*APPLICATION, "import_path"), "other.app:build")
-    config["applications"][0]["args"] = {"anything": 1}
-    assert findings(config) == []
+@pytest.mark.parametrize("import_path", ["other.app:build", "serve_app.app:bild", "serve_app.app", 7])
+def test_import_path_of_another_application_is_named(findings: Findings, import_path: object) -> None:
+    found = findings(changed((*APPLICATION, "import_path"), import_path))
+    said = f"this service is built by serve_app.app:build, not by {import_path}"
+    assert f"applications.0.import_path: {said}" in found
+
+
+@pytest.mark.parametrize(
+    ("place", "value", "said"),
+    [
+        (("http_options", "port"), 70_000, "must be from 1 to 65535, not 70000"),
+        (("http_options", "port"), 0, "must be from 1 to 65535, not 0"),
+        ((*APPLICATION, "route_prefix"), "anime", "must start with / and, but for / itself, not end with it"),
+        ((*APPLICATION, "route_prefix"), "/anime/", "must start with / and, but for / itself, not end with it"),
+        ((*INGRESS, "user_config", "queue_time_s"), float("inf"), "must be a finite number, not inf"),
+        (("http_options", "request_timeout_s"), float("nan"), "must be a finite number, not nan"),
+        (
+            (*STYLIZER, "autoscaling_config", "policy", "policy_kwargs", "busy"),
+            float("-inf"),
+            "must be a finite number, not -inf",
+        ),
+        ((*INGRESS, "user_config", "queue_least_pictures"), 49, "49 is above queue_most_pictures (48)"),
+        ((*INGRESS, "user_config", "default_style"), "shinkai", "There is no style 'shinkai' here; installed are: "),
+    ],
+)
+def test_value_that_serve_takes_and_nothing_can_work_with_is_named(
+    findings: Findings, place: Place, value: object, said: str
+) -> None:
+    path = ".".join(map(str, place))
+    assert any(finding.startswith(f"{path}: {said}") for finding in findings(changed(place, value)))
+
+
+def test_time_limit_of_serve_that_is_not_above_that_of_the_ingress_is_named(findings: Findings) -> None:
+    (finding,) = findings(changed(("http_options", "request_timeout_s"), 55))
+    assert finding.startswith("http_options.request_timeout_s: 55 is not above the Ingress's timeout_s (55)")
+
+
+def test_route_prefix_of_two_applications_is_named(findings: Findings) -> None:
+    config = copy.deepcopy(PROD)
+    config["applications"].append(config["applications"][0] | {"name": "other"})
+    assert "applications.1.route_prefix: / is taken by applications.0" in findings(config)
+
+
+def test_merged_mappings_are_read_as_serve_reads_them(findings: Findings) -> None:
+    text = (ROOT / "configs" / "local.yaml").read_text(encoding="utf-8")
+    anchored = text.replace("ray_actor_options: {num_cpus: 0.1}", "ray_actor_options: &small {num_cpus: 0.1}")
+    merged = anchored.replace("          num_cpus: 0.4\n", "          <<: *small\n          num_cpus: 0.4\n")
+    assert merged.count("*small") == 1
+    assert findings(merged) == []
+    assert findings(merged.replace("{num_cpus: 0.1}", "{num_cpu: 0.1}")) != []
+
+
+def test_list_as_a_key_is_named(findings: Findings) -> None:
+    (finding,) = findings("? [a, b]\n: c\napplications: []\n")
+    assert finding.startswith("not YAML: a list or a mapping is used as a key")
 
 
 @pytest.mark.parametrize("text", ["applications: [", "a: b: c", "\tapplications: []", "!!python/object:os.system {}"])
