@@ -18,7 +18,8 @@
         ├── TooSmall          422
         ├── TooBusy           429
         ├── NotReady          503
-        └── OutOfMemory       503
+        ├── OutOfMemory       503
+        └── Lost              503
 
 Request errors are sent between processes. Pickle rebuilds them from `args`, so constructors take positional arguments.
 """
@@ -179,3 +180,9 @@ class OutOfMemory(RequestError):
     """An image for which there was not enough memory at this moment."""
 
     status, code, title = 503, "out-of-memory", "Not enough memory for this picture"
+
+
+class Lost(RequestError):
+    """A request that was lost with the processes that worked on it."""
+
+    status, code, title = 503, "lost", "The request was lost"

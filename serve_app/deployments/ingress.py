@@ -16,7 +16,7 @@ from starlette.types import ASGIApp
 
 from serve_app.deployments import metrics
 from serve_app.deployments.steps import Decoded, Encoded, Painted
-from serve_app.errors import DeadlineExceeded, RequestError, TooBusy
+from serve_app.errors import DeadlineExceeded, Lost, RequestError, TooBusy
 from serve_app.frames import EncodedImage, Receipt, StylizeRequest
 from serve_app.images.decode import ImageHeader, read_header
 from serve_app.images.encode import MEDIA_TYPES
@@ -31,6 +31,7 @@ logger = logging.getLogger(__name__)
 READY_CACHE_S = 1.0  # load balancers ask often, and each question goes to Serve's one controller
 # Retry-After of Serve's own queues, as in prod.yaml. Admission is stricter, so they fill only if the settings disagree.
 SERVE_RETRY_AFTER_S = 3
+LOST_RETRY_AFTER_S = 5  # a replica takes some seconds to come back
 MAX_ATTEMPTS = 3  # at one photograph: painting is pure, so it can be repeated after a replica has died
 
 
@@ -133,15 +134,24 @@ class Ingress:
     async def run_with_retries(
         self, data: bytes, header: ImageHeader, request: StylizeRequest, timeout: asyncio.Timeout
     ) -> tuple[Decoded, Painted, Encoded]:
-        """Runs the pipeline again if a replica or its node has died while it held the photograph or its frame."""
-        for _ in range(MAX_ATTEMPTS - 1):
+        """Runs the pipeline again if a replica or its node has died while it held the photograph or its frame.
+
+        Raises:
+            Lost: if that has happened `MAX_ATTEMPTS` times.
+        """
+        for attempt in range(1, MAX_ATTEMPTS + 1):
             try:
                 return await self.run_pipeline(data, header, request, timeout)
             except (RayError, RayServeException) as error:
                 if not is_lost(error):
                     raise
-                logger.warning("a replica was lost with a picture on it (%s); it is sent again", type(error).__name__)
-        return await self.run_pipeline(data, header, request, timeout)
+                logger.warning(
+                    "a replica was lost with a picture on it, attempt %d (%s)", attempt, type(error).__name__
+                )
+        raise Lost(
+            "The processes that worked on the picture were lost, several times; try again later.",
+            retry_after_s=LOST_RETRY_AFTER_S,
+        )
 
     async def run_pipeline(
         self, data: bytes, header: ImageHeader, request: StylizeRequest, timeout: asyncio.Timeout

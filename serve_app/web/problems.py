@@ -1,6 +1,8 @@
 """Handlers that answer every refusal and fault with a problem document (RFC 9457)."""
 
 import logging
+from collections.abc import Iterable, Mapping
+from typing import Any
 
 from fastapi import Request
 from fastapi.exceptions import RequestValidationError
@@ -25,13 +27,18 @@ async def answer_refusal(request: Request, error: Exception) -> Response:
 async def answer_invalid(request: Request, error: Exception) -> Response:
     """Answers a query that FastAPI's validation refused."""
     assert isinstance(error, RequestValidationError)
+    return await answer_refusal(request, wrong_options(error.errors()))
+
+
+def wrong_options(errors: Iterable[Mapping[str, Any]]) -> BadOption:
+    """Returns the refusal of options that pydantic found wrong, naming each."""
     sentences = []
-    for detail in error.errors():
-        name = detail["loc"][-1]
+    for detail in errors:
+        name = str(detail["loc"][-1])[:64]
         unknown = detail["type"] == "extra_forbidden"
         known = ", ".join(Options.model_fields)
         sentences.append(f"{name} is not an option (known: {known})" if unknown else f"{name}: {detail['msg']}")
-    return await answer_refusal(request, BadOption("; ".join(sentences)[:500] + "."))
+    return BadOption("; ".join(sentences)[:500] + ".")
 
 
 async def answer_http_error(request: Request, error: Exception) -> Response:

@@ -4,13 +4,15 @@ import importlib.metadata
 from pathlib import Path
 from typing import Annotated
 
-from fastapi import FastAPI, Header, Query, Request
+from fastapi import FastAPI, Query, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import FileResponse, Response
 from fastapi_offline import FastAPIOffline
+from pydantic import ValidationError
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 from starlette.staticfiles import StaticFiles
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from serve_app.errors import BadOption, NotReady, RequestError
 from serve_app.frames import Receipt, StylizeRequest
@@ -19,7 +21,14 @@ from serve_app.styles.catalogue import Style, find_style
 from serve_app.web.clients import client_address
 from serve_app.web.negotiation import negotiate
 from serve_app.web.pipeline import Pipeline
-from serve_app.web.problems import answer_fault, answer_http_error, answer_invalid, answer_nobody, answer_refusal
+from serve_app.web.problems import (
+    answer_fault,
+    answer_http_error,
+    answer_invalid,
+    answer_nobody,
+    answer_refusal,
+    wrong_options,
+)
 from serve_app.web.schemas import PAINTED, UPLOAD, Options, Status, StyleInfo, StyleList, describe_problems, problems
 from serve_app.web.uploads import read_upload
 
@@ -33,7 +42,9 @@ def create_app(pipeline: Pipeline) -> FastAPI:
         summary="Turns photographs into anime with AnimeGANv2.",
         version=importlib.metadata.version("animegan-serve"),
         redoc_url=None,
+        redirect_slashes=False,
     )
+    app.add_middleware(WithoutTrailingSlash)
     app.add_exception_handler(RequestError, answer_refusal)
     app.add_exception_handler(RequestValidationError, answer_invalid)
     app.add_exception_handler(HTTPException, answer_http_error)
@@ -47,12 +58,13 @@ def create_app(pipeline: Pipeline) -> FastAPI:
         openapi_extra=UPLOAD,
         summary="Paint a photograph now",
     )
-    async def stylize(
-        request: Request, options: Annotated[Options, Query()], accept: Annotated[str | None, Header()] = None
-    ) -> Response:
-        wanted = stylize_request(options, accept, pipeline)
-        data = await read_upload(request, pipeline.settings.max_bytes)
-        painting = await pipeline.stylize(data, wanted, client_of(request, pipeline.settings))
+    async def stylize(request: Request, options: Annotated[Options, Query()]) -> Response:
+        accept = ",".join(request.headers.getlist("accept"))
+        wanted = stylize_request(options, accept, pipeline)  # before the upload: a wrong option need not wait for it
+        upload = await read_upload(request, pipeline.settings.max_bytes)
+        if upload.fields:
+            wanted = stylize_request(with_fields(options, upload.fields), accept, pipeline)
+        painting = await pipeline.stylize(upload.data, wanted, client_of(request, pipeline.settings))
         return Response(painting.data, media_type=painting.media_type, headers=receipt_headers(painting.receipt))
 
     @app.get("/v1/styles", summary="Styles that paint here, and those that can be pulled")
@@ -73,9 +85,39 @@ def create_app(pipeline: Pipeline) -> FastAPI:
     async def page() -> FileResponse:
         return FileResponse(PAGE / "index.html", headers={"Cache-Control": "no-cache"})
 
+    for path, endpoint in (("/", page), ("/livez", livez), ("/readyz", readyz)):  # health checkers ask by HEAD
+        app.add_api_route(path, endpoint, methods=["HEAD"], include_in_schema=False)
     app.mount("/samples", StaticFiles(directory=PAGE / "samples"))
     describe_problems(app)
     return app
+
+
+class WithoutTrailingSlash:
+    """ASGI middleware that takes `/v1/stylize/` for `/v1/stylize`: a redirect would lose many clients their upload."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Handles one request."""
+        if scope["type"] == "http" and scope["path"] != "/" and scope["path"].endswith("/"):
+            scope = {**scope, "path": scope["path"].rstrip("/") or "/"}
+        await self._app(scope, receive, send)
+
+
+def with_fields(options: Options, fields: dict[str, str]) -> Options:
+    """Returns the options of a query together with those of a form.
+
+    Raises:
+        BadOption: if a field is not an option, has a wrong value, or is in the query too.
+    """
+    given = options.model_dump(exclude_unset=True)
+    if both := given.keys() & fields.keys():
+        raise BadOption(f"{', '.join(sorted(both))}: given in the query and in the form.")
+    try:
+        return Options.model_validate({**given, **fields})
+    except ValidationError as error:
+        raise wrong_options(error.errors()) from None
 
 
 def client_of(request: Request, settings: IngressSettings) -> str:

@@ -1,9 +1,9 @@
 """Query options, answers and the OpenAPI description of the HTTP interface."""
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from fastapi import FastAPI
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 from serve_app.frames import ImageFormat, ResizeMode
 from serve_app.images.encode import MEDIA_TYPES
@@ -12,8 +12,14 @@ from serve_app.settings import MIN_SIDE
 PROBLEM = "application/problem+json"
 
 
+def format_name(value: Any) -> Any:
+    """Returns the usual name of an image format, which people also write `jpg` or `JPEG`."""
+    name = value.lower() if isinstance(value, str) else value
+    return "jpeg" if name == "jpg" else name
+
+
 class Options(BaseModel):
-    """The query of /v1/stylize. Unknown options are refused, or a misspelt one would be ignored silently."""
+    """The options of /v1/stylize. Unknown ones are refused, or a misspelt one would be ignored silently."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -21,7 +27,9 @@ class Options(BaseModel):
     max_side: int | None = Field(
         None, ge=MIN_SIDE, description="The longer painted side in pixels, at most; up to the setting."
     )
-    format: ImageFormat | None = Field(None, description="Else by `Accept`, else the setting's default.")
+    format: Annotated[ImageFormat | None, BeforeValidator(format_name)] = Field(
+        None, description="`jpg` is jpeg too. Else by `Accept`, else the setting's default."
+    )
     quality: int | None = Field(None, ge=1, le=100, description="Of jpeg, webp and avif; png is lossless.")
     timeout_s: float | None = Field(
         None,
@@ -83,7 +91,7 @@ BINARY = {"type": "string", "format": "binary"}
 UPLOAD = {
     "requestBody": {
         "required": True,
-        "description": "The photograph, as the body or as the form's file field `image`.",
+        "description": "The photograph, as the body or as the form's field `image`; a form may hold options too.",
         "content": {
             "image/*": {"schema": BINARY},
             "application/octet-stream": {"schema": BINARY},

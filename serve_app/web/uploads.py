@@ -1,21 +1,34 @@
-"""Reads the photograph of an HTTP request in bounded memory: a raw body, or the multipart field `image`."""
+"""Reads the photograph of an HTTP request in bounded memory: a raw body, or the field `image` of a multipart form."""
 
-from starlette.datastructures import UploadFile
-from starlette.exceptions import HTTPException
+from dataclasses import dataclass, field
+
+from python_multipart.multipart import parse_options_header
+from starlette.datastructures import FormData, UploadFile
+from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.requests import Request
 from starlette.types import Message
 
-from serve_app.errors import NoImage, TooManyBytes
+from serve_app.errors import BadOption, NoImage, TooManyBytes
 
 FIELD = "image"
+MAX_FIELDS = 20
 FORM_OVERHEAD_BYTES = 64 * 1024  # boundaries, part headers and small fields around the photograph
 
 
-async def read_upload(request: Request, max_bytes: int) -> bytes:
-    """Returns the bytes of the photograph, whatever media type is claimed: its format is recognised by content later.
+@dataclass(frozen=True)
+class Upload:
+    """A photograph's bytes, and the options that came with it as fields of a form."""
+
+    data: bytes
+    fields: dict[str, str] = field(default_factory=dict)
+
+
+async def read_upload(request: Request, max_bytes: int) -> Upload:
+    """Reads a photograph, whatever media type is claimed: its format is recognised by content later.
 
     Raises:
-        NoImage: if the body is empty or the form has no file in its field `image`.
+        NoImage: if the body is empty, or the form has no photograph in its field `image`.
+        BadOption: if the form gives an option twice.
         TooManyBytes: as soon as more than `max_bytes` are announced or received.
     """
     is_form = request.headers.get("content-type", "").lower().startswith("multipart/form-data")
@@ -24,28 +37,59 @@ async def read_upload(request: Request, max_bytes: int) -> bytes:
     if announced.isdigit() and int(announced) > body_limit:
         raise too_many_bytes(max_bytes, int(announced))
     bounded = Request(request.scope, BoundedReceive(request, body_limit, max_bytes).receive)
-    data = await read_form(bounded) if is_form else await bounded.body()
-    if not data:
-        raise NoImage("The request has no picture: send it as the body, or as the file field `image` of a form.")
-    if len(data) > max_bytes:
-        raise too_many_bytes(max_bytes, len(data))
-    return data
+    upload = await read_form(bounded) if is_form else Upload(await bounded.body())
+    if not upload.data:
+        raise NoImage("The request has no picture: send it as the body, or as the field `image` of a form.")
+    if len(upload.data) > max_bytes:
+        raise too_many_bytes(max_bytes, len(upload.data))
+    return upload
 
 
-async def read_form(request: Request) -> bytes:
-    """Returns the file in the field `image` of a form.
+async def read_form(request: Request) -> Upload:
+    """Reads the field `image` of a form, and its other fields as options; empty ones count as not given.
 
     Raises:
-        NoImage: if there is none, or the form is malformed.
+        NoImage: if there is no photograph, or the form is malformed.
+        BadOption: if an option is given twice.
     """
     try:
-        async with request.form(max_files=1, max_fields=20) as form:
-            upload = form.get(FIELD)
-            if not isinstance(upload, UploadFile):
-                raise NoImage(f"The form has no file in its field `{FIELD}`.")
-            return await upload.read()
-    except HTTPException as error:  # the parser's verdict on a malformed form
-        raise NoImage(f"The form cannot be read; send one file in its field `{FIELD}`.") from error
+        form = await PhotoFormParser(request.headers, request.stream(), max_files=1, max_fields=MAX_FIELDS).parse()
+    except MultiPartException as error:
+        raise NoImage(f"The form cannot be read; send one photograph in its field `{FIELD}`.") from error
+    try:
+        photo = form.get(FIELD)
+        if not isinstance(photo, UploadFile):
+            raise NoImage(f"The form has no photograph in its field `{FIELD}`.")
+        return Upload(await photo.read(), text_fields(form))
+    finally:
+        await form.close()
+
+
+def text_fields(form: FormData) -> dict[str, str]:
+    """Returns the fields of a form that hold text, without empty ones.
+
+    Raises:
+        BadOption: if one of them is given twice.
+    """
+    fields: dict[str, str] = {}
+    for name, value in form.multi_items():
+        if isinstance(value, str) and value:
+            if name in fields:
+                raise BadOption(f"{name[:64]} is given twice in the form.")
+            fields[name] = value
+    return fields
+
+
+class PhotoFormParser(MultiPartParser):
+    """Starlette's parser, but the field `image` is a file also where its part names none, as some clients send it."""
+
+    def on_headers_finished(self) -> None:
+        """Handles the end of a part's headers."""
+        disposition = self._current_part.content_disposition or b""
+        _, options = parse_options_header(disposition)
+        if options.get(b"name") == FIELD.encode() and b"filename" not in options:
+            self._current_part.content_disposition = disposition + b'; filename="photo"'
+        super().on_headers_finished()
 
 
 class BoundedReceive:

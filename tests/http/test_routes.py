@@ -106,7 +106,7 @@ def test_unknown_style_names_those_installed() -> None:
     assert_problem(answer, 404, "unknown-style", detail)
 
 
-NO_PICTURE = "The request has no picture: send it as the body, or as the file field `image` of a form."
+NO_PICTURE = "The request has no picture: send it as the body, or as the field `image` of a form."
 
 
 def test_empty_body_is_refused() -> None:
@@ -117,10 +117,66 @@ def test_empty_file_in_a_form_is_refused() -> None:
     assert_problem(client().post("/v1/stylize", files={"image": b""}), 400, "no-image", NO_PICTURE)
 
 
-@pytest.mark.parametrize("form", [{"files": {"photo": PHOTO}}, {"data": {"image": "text"}, "files": {"x": b"y"}}])
+@pytest.mark.parametrize("form", [{"files": {"photo": PHOTO}}, {"data": {"style": "toon"}, "files": {"x": b"y"}}])
 def test_form_without_a_file_named_image_is_refused(form: dict[str, Any]) -> None:
     answer = client().post("/v1/stylize", **form)
-    assert_problem(answer, 400, "no-image", "The form has no file in its field `image`.")
+    assert_problem(answer, 400, "no-image", "The form has no photograph in its field `image`.")
+
+
+def test_options_in_fields_of_a_form_work_as_in_the_query() -> None:
+    pipeline = FakePipeline()
+    http = TestClient(create_app(pipeline))
+    fields = {"style": "papaya", "max_side": "64", "format": "PNG", "quality": "50", "timeout_s": ""}
+    answer = http.post("/v1/stylize", files={"image": PHOTO}, data=fields)
+    assert (answer.status_code, answer.headers["content-type"]) == (200, "image/png")
+    (request,) = pipeline.requests
+    assert (request.style, request.max_side, request.quality, request.timeout_s) == ("papaya", 64, 50, 55)
+
+
+@pytest.mark.parametrize(
+    ("query", "fields", "detail"),
+    [
+        ("", {"max_sid": "64"}, "max_sid is not an option (known: style, max_side, format, quality, timeout_s)."),
+        ("", {"quality": "101"}, "quality: Input should be less than or equal to 100."),
+        ("?style=toon", {"style": "papaya"}, "style: given in the query and in the form."),
+        ("", {"style": ["toon", "papaya"]}, "style is given twice in the form."),
+        ("", {"max_side": "2000"}, "max_side is 2000; at most 1024 pixels are painted here."),
+    ],
+)
+def test_bad_field_of_a_form_is_refused_by_name(query: str, fields: dict[str, Any], detail: str) -> None:
+    answer = client().post(f"/v1/stylize{query}", files={"image": PHOTO}, data=fields)
+    assert_problem(answer, 400, "bad-option", detail)
+
+
+def test_part_without_a_file_name_is_a_photograph() -> None:
+    photo = photo_bytes(1200, 1200, "BMP")  # over a megabyte, where text fields end
+    body = b'--x\r\nContent-Disposition: form-data; name="image"\r\n\r\n' + photo + b"\r\n--x--\r\n"
+    answer = client().post("/v1/stylize", content=body, headers={"content-type": "multipart/form-data; boundary=x"})
+    assert answer.status_code == 200
+
+
+@pytest.mark.parametrize("name", ["jpg", "JPG", "Jpeg"])
+def test_other_names_of_jpeg_are_jpeg(name: str) -> None:
+    answer = client().post(f"/v1/stylize?format={name}", content=PHOTO, headers={"accept": "image/png"})
+    assert answer.headers["content-type"] == "image/jpeg"
+
+
+def test_all_accept_lines_count() -> None:
+    headers = [("accept", "text/html"), ("accept", "image/webp")]
+    assert client().post("/v1/stylize", content=PHOTO, headers=headers).headers["content-type"] == "image/webp"
+
+
+@pytest.mark.parametrize("path", ["/", "/livez", "/readyz"])
+def test_head_answers_as_get_without_a_body(path: str) -> None:
+    answer = client().head(path)
+    assert (answer.status_code, answer.content) == (200, b"")
+    assert answer.headers["content-type"] == client().get(path).headers["content-type"]
+
+
+def test_trailing_slash_changes_nothing() -> None:
+    assert client().post("/v1/stylize/", content=PHOTO, follow_redirects=False).status_code == 200
+    assert client().get("/v1/styles/").json() == client().get("/v1/styles").json()
+    assert client().get("/absent/").json()["code"] == "not-found"
 
 
 def test_malformed_form_is_refused() -> None:
