@@ -1,13 +1,17 @@
 """`animegan run`: starts the serving process, and stops it in order at the first SIGINT or SIGTERM."""
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from types import FrameType
+
+import psutil
 
 STOP_TIMEOUT_S = 90
 
@@ -19,7 +23,9 @@ def run(config: Path, dashboard: bool = False) -> int:
         config: a Serve config file.
         dashboard: start Ray's dashboard too.
     """
-    command = [sys.executable, "-m", "serve_app.cli.local_cluster", str(config)]
+    # Of this user alone. At a short path, because the names of Unix sockets in it may have 107 characters at most.
+    ray_folder = tempfile.mkdtemp(prefix="animegan-", dir="/tmp")
+    command = [sys.executable, "-m", "serve_app.cli.local_cluster", str(config), "--ray-folder", ray_folder]
     if dashboard:
         command.append("--dashboard")
     # Before the child starts: background jobs of a shell ignore SIGINT, and a child that inherits that never stops.
@@ -36,6 +42,7 @@ def run(config: Path, dashboard: bool = False) -> int:
         ignore_signals()
         if serving is not None:
             stop(serving)
+        shutil.rmtree(ray_folder, ignore_errors=True)
 
 
 class Stop(BaseException):
@@ -58,6 +65,14 @@ def raise_on_signals() -> Callable[[], None]:
     return ignore
 
 
+def kill_session(session: int) -> None:
+    """Kills every process of a session, whatever process groups they have made."""
+    for process in psutil.process_iter():
+        with suppress(psutil.Error, ProcessLookupError):
+            if os.getsid(process.pid) == session:
+                process.kill()
+
+
 def stop(serving: "subprocess.Popen[bytes]") -> None:
     """Sends SIGINT, on which it shuts down the application and its Ray in order; a process that hangs is killed."""
     is_running = serving.poll() is None
@@ -65,10 +80,7 @@ def stop(serving: "subprocess.Popen[bytes]") -> None:
         serving.send_signal(signal.SIGINT)
         with suppress(subprocess.TimeoutExpired):
             serving.wait(STOP_TIMEOUT_S)
-    with suppress(
-        ProcessLookupError
-    ):  # also after it has ended: a Ray whose start is interrupted leaves its agents behind
-        os.killpg(serving.pid, signal.SIGKILL)
+    kill_session(serving.pid)  # also after it has ended: an interrupted start, or a Ray that died, leaves processes
     serving.wait()
     if is_running:
         print("stopped", flush=True)  # because the last line that Ray prints looks like a failure

@@ -4,8 +4,11 @@ import os
 import re
 import signal
 import socket
+import stat
 import subprocess
 import time
+from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
 
@@ -54,6 +57,38 @@ def test_ray_shows_its_dashboard_where_it_is_asked_for(tmp_path: Path) -> None:
         dashboard = re.search(r"Ray's dashboard: (http://\S+)", service.console())
         assert dashboard
         assert requests.get(dashboard[1], timeout=10).ok
+
+
+@pytest.mark.parametrize("name", ["raylet", "gcs_server"])
+def test_death_of_ray_ends_the_service_with_a_sentence(tmp_path: Path, name: str) -> None:
+    config = tmp_path / "config.yaml"
+    address = changed_config(LOCAL_CONFIG, config)
+    with running([*ANIMEGAN, "run", str(config)], address, tmp_path / "log") as service:
+        (serving,) = psutil.Process(service.process.pid).children()
+        (folder,) = Path("/tmp").glob(f"animegan-*/session_*_{serving.pid}")
+        assert stat.S_IMODE(folder.parent.stat().st_mode) == 0o700
+        (core,) = [process for process in serving.children() if process.name() == name]
+        core.kill()
+        assert service.process.wait(30) != 0
+        assert re.search(rf"animegan: Ray's .*{name}.* has died, and the service with it", service.console())
+        wait_for(lambda: not any(lives_in_session(other, serving.pid) for other in psutil.process_iter()), 10)
+        assert not folder.parent.exists()
+
+
+def test_invented_address_of_a_client_is_not_believed(tmp_path: Path) -> None:
+    """A client may fill four fifths of the queue, whatever it writes into X-Forwarded-For."""
+    config = tmp_path / "config.yaml"
+    limits = {"queue_time_s": 0.001, "queue_least_pictures": 5, "trusted_proxies": []}
+    address = changed_config(LOCAL_CONFIG, config, Ingress={"user_config": limits})
+    photo = photo_bytes(1000, 1000, "JPEG")
+
+    def paint(number: int) -> requests.Response:
+        headers = {"X-Forwarded-For": f"203.0.113.{number}"}
+        return requests.post(f"{address}/v1/stylize", data=photo, headers=headers, timeout=120)
+
+    with running([*ANIMEGAN, "run", str(config)], address, tmp_path / "log"), ThreadPoolExecutor(5) as pool:
+        statuses = Counter(answer.status_code for answer in pool.map(paint, range(5)))
+    assert statuses == {200: 4, 429: 1}
 
 
 @pytest.mark.parametrize("after_s", [0.5, 1.5, 3, 5])

@@ -14,6 +14,7 @@ import sys
 import time
 from pathlib import Path
 
+import psutil
 import ray
 import requests
 from ray import serve
@@ -26,6 +27,12 @@ from serve_app.errors import AnimeganError, SettingsError
 POLL_S = 0.5
 READY_TIMEOUT_S = 300
 SERVE_NAMESPACE = "serve"  # the namespace that `serve run` uses
+WATCH_S = 2.0  # between two looks at Ray's own processes
+RAY_ENVIRONMENT = {
+    "FORWARDED_ALLOW_IPS": "",  # or uvicorn, in Serve's proxy, believes X-Forwarded-For from 127.0.0.1
+    "RAY_ROTATION_MAX_BYTES": "1000000",  # of each of Ray's two dozen logs, and one older part of each
+    "RAY_ROTATION_BACKUP_COUNT": "1",
+}
 
 
 class StartError(AnimeganError):
@@ -36,11 +43,15 @@ def main() -> int:
     """Serves until SIGINT, and returns the exit status."""
     parser = argparse.ArgumentParser()
     parser.add_argument("config", type=Path)
+    parser.add_argument("--ray-folder", type=Path, required=True)
     parser.add_argument("--dashboard", action="store_true")
     options = parser.parse_args()
     try:
-        start(options.config, options.dashboard)
-        signal.pause()
+        start(options.config, options.ray_folder, options.dashboard)
+        watch(ray_core())
+    except RayDied as error:
+        print(f"animegan: {error}", file=sys.stderr, flush=True)
+        os._exit(1)  # to shut down in order would wait for the Ray that is dead; the supervisor kills what is left
     except (StartError, SettingsError) as error:
         shut_down()
         print(f"animegan: {error}", file=sys.stderr)  # after everything that Ray prints
@@ -50,11 +61,16 @@ def main() -> int:
     return 0
 
 
-def start(config: Path, dashboard: bool = False) -> None:
+class RayDied(AnimeganError):
+    """A process without which Ray cannot work has ended."""
+
+
+def start(config: Path, ray_folder: Path, dashboard: bool = False) -> None:
     """Deploys a config file, and returns when the service is ready.
 
     Args:
         config: a Serve config file.
+        ray_folder: where Ray writes its sockets and logs.
         dashboard: start Ray's dashboard too. It takes eleven processes and 220 MB; `serve status` needs it.
 
     Raises:
@@ -67,10 +83,20 @@ def start(config: Path, dashboard: bool = False) -> None:
         raise StartError(
             f"port {port} of {host} is taken; stop what listens there, or set http_options.port in {config}"
         )
+    if os.environ.get("RAY_AUTH_MODE") == "disabled":
+        raise StartError(
+            "RAY_AUTH_MODE=disabled lets everybody who reaches Ray's ports run code on this machine; unset it"
+        )
     print(f"starting {config} ...", flush=True)
     if "RAY_ADDRESS" not in os.environ:  # by itself Ray would join whatever cluster ran last here, alive or not
+        for name, value in RAY_ENVIRONMENT.items():
+            os.environ.setdefault(name, value)
         context = ray.init(
-            "local", namespace=SERVE_NAMESPACE, include_dashboard=dashboard, logging_level=logging.WARNING
+            "local",
+            namespace=SERVE_NAMESPACE,
+            include_dashboard=dashboard,
+            logging_level=logging.WARNING,
+            _temp_dir=str(ray_folder),
         )
         if dashboard:
             print(f"Ray's dashboard: http://{context.dashboard_url} (it asks for the token of `ray get-auth-token`)")
@@ -79,6 +105,27 @@ def start(config: Path, dashboard: bool = False) -> None:
     deploy(document)
     wait_until_ready(f"http://{host}:{port}")
     print_welcome(f"http://{host}:{port}")
+
+
+def ray_core() -> list[psutil.Process]:
+    """Returns the processes of this process's own Ray without which it cannot work; none of a cluster's."""
+    children = psutil.Process().children()
+    return [process for process in children if process.name() in ("raylet", "gcs_server")]
+
+
+def watch(core: list[psutil.Process]) -> None:
+    """Waits as long as all of these processes live; for ever if there are none.
+
+    Raises:
+        RayDied: naming those that have ended.
+    """
+    if not core:
+        signal.pause()
+    names = {process: process.name() for process in core}
+    while not (ended := psutil.wait_procs(core, WATCH_S)[0]):
+        pass
+    died = " and ".join(names[process] for process in ended)
+    raise RayDied(f"Ray's {died} has died, and the service with it; start it again")
 
 
 def deploy(document: ServeDeploySchema) -> None:

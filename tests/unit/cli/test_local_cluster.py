@@ -1,14 +1,17 @@
 """How the serving process ends when a start fails, without a Ray."""
 
 import socket
+import subprocess
 from pathlib import Path
 
+import psutil
 import pytest
 import yaml
 from ray.serve.schema import ServeDeploySchema
 from service import LOCAL_CONFIG, changed_config
 
 from serve_app.cli.local_cluster import service as local_cluster
+from serve_app.cli.local_cluster.service import RayDied, watch
 
 
 @pytest.fixture
@@ -25,7 +28,7 @@ def config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def run_main(config: Path, monkeypatch: pytest.MonkeyPatch) -> int:
-    monkeypatch.setattr("sys.argv", ["local_cluster", str(config)])
+    monkeypatch.setattr("sys.argv", ["local_cluster", str(config), "--ray-folder", str(config.parent)])
     return local_cluster.main()
 
 
@@ -49,7 +52,25 @@ def test_taken_port_ends_the_start_before_ray(
     assert "is taken; stop what listens there, or set http_options.port in" in capsys.readouterr().err
 
 
-def test_config_is_read_once_and_deployed_as_it_was_read(config: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_ray_without_its_token_is_refused(
+    config: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
+    assert run_main(config, monkeypatch) == 1
+    assert "RAY_AUTH_MODE=disabled lets everybody who reaches Ray's ports run code" in capsys.readouterr().err
+
+
+def test_death_of_a_process_of_ray_is_named() -> None:
+    with subprocess.Popen(["sleep", "60"]) as alive, subprocess.Popen(["sleep", "60"]) as dying:
+        dying.kill()
+        with pytest.raises(RayDied, match=r"^Ray's sleep has died, and the service with it; start it again$"):
+            watch([psutil.Process(alive.pid), psutil.Process(dying.pid)])
+        alive.kill()
+
+
+def test_config_is_read_once_and_deployed_as_it_was_read(
+    config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     document = yaml.safe_load(config.read_text())
     deployed: list[ServeDeploySchema] = []
 
@@ -57,8 +78,9 @@ def test_config_is_read_once_and_deployed_as_it_was_read(config: Path, monkeypat
         config.write_text("not: a config")  # a second read would see this
 
     monkeypatch.setattr("ray.init", start_ray)
+    monkeypatch.setattr(local_cluster, "RAY_ENVIRONMENT", {})
     monkeypatch.setattr(local_cluster, "deploy", deployed.append)
     monkeypatch.setattr(local_cluster, "wait_until_ready", lambda address: None)
-    local_cluster.start(config)
+    local_cluster.start(config, tmp_path)
     assert [each.http_options.port for each in deployed] == [document["http_options"]["port"]]
     assert deployed[0].applications[0].args == document["applications"][0]["args"]
