@@ -65,20 +65,21 @@ def test_death_of_ray_ends_the_service_with_a_sentence(tmp_path: Path, name: str
     address = changed_config(LOCAL_CONFIG, config)
     with running([*ANIMEGAN, "run", str(config)], address, tmp_path / "log") as service:
         (serving,) = psutil.Process(service.process.pid).children()
-        (folder,) = Path("/tmp").glob(f"animegan-*/session_*_{serving.pid}")
-        assert stat.S_IMODE(folder.parent.stat().st_mode) == 0o700
+        (folder,) = Path("/tmp").glob(f"animegan-*/ray/session_*_{serving.pid}")
+        private = folder.parents[1]
+        assert stat.S_IMODE(private.stat().st_mode) == 0o700
         (core,) = [process for process in serving.children() if process.name() == name]
         core.kill()
         assert service.process.wait(30) != 0
         assert re.search(rf"animegan: Ray's .*{name}.* has died, and the service with it", service.console())
         wait_for(lambda: not any(lives_in_session(other, serving.pid) for other in psutil.process_iter()), 10)
-        assert not folder.parent.exists()
+        assert not private.exists()
 
 
 def test_invented_address_of_a_client_is_not_believed(tmp_path: Path) -> None:
     """A client may fill four fifths of the queue, whatever it writes into X-Forwarded-For."""
     config = tmp_path / "config.yaml"
-    limits = {"queue_time_s": 0.001, "queue_least_pictures": 5, "trusted_proxies": []}
+    limits = {"queue_time_s": 0.001, "queue_least_pictures": 5, "timeout_s": 250, "trusted_proxies": []}
     address = changed_config(LOCAL_CONFIG, config, Ingress={"user_config": limits})
     photo = photo_bytes(1000, 1000, "JPEG")
 

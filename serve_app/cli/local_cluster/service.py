@@ -96,7 +96,7 @@ def start(config: Path, ray_folder: Path, dashboard: bool = False) -> None:
             namespace=SERVE_NAMESPACE,
             include_dashboard=dashboard,
             logging_level=logging.WARNING,
-            _temp_dir=str(ray_folder),
+            _temp_dir=str(ray_folder / "ray"),  # Ray opens its own folder to everybody, but not the one around it
         )
         if dashboard:
             print(f"Ray's dashboard: http://{context.dashboard_url} (it asks for the token of `ray get-auth-token`)")
