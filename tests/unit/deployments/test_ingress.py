@@ -1,6 +1,8 @@
 """The Ingress beside its handles: which errors mean a lost process, its limits, and the receipt."""
 
-from typing import Any
+import asyncio
+from types import MethodType, SimpleNamespace
+from typing import Any, cast
 
 import pytest
 from ray import ObjectRef
@@ -14,9 +16,11 @@ from ray.exceptions import (
 )
 from ray.serve.exceptions import RayServeException
 
-from serve_app.deployments.ingress import admission_limits, encoded_image, is_lost
+from serve_app.deployments.ingress import Ingress, admission_limits, encoded_image, is_lost
 from serve_app.deployments.steps import Decoded, Encoded, Painted
+from serve_app.errors import Lost
 from serve_app.frames import Size, StylizeRequest
+from serve_app.images.decode import ImageHeader
 from serve_app.settings import IngressSettings
 
 
@@ -69,3 +73,33 @@ def test_queue_is_all_the_time_that_was_not_work(total_ms: float, queue_ms: floa
     ]
     assert (answer.data, answer.media_type) == (b"jpeg", "image/jpeg")
     assert (answer.receipt.style, answer.receipt.original, answer.receipt.painted) == ("toon", (90, 120), (60, 80))
+
+
+class DyingCodec:
+    """A handle whose replica dies with every photograph."""
+
+    def __init__(self) -> None:
+        self.calls = 0
+        self.decode = self
+
+    def remote(self, *_: object) -> "asyncio.Future[object]":
+        self.calls += 1
+        response: asyncio.Future[object] = asyncio.get_running_loop().create_future()
+        response.set_exception(ActorDiedError())
+        return response
+
+
+def test_photograph_that_was_lost_three_times_is_refused_with_a_time_to_come_back() -> None:
+    wrapped = cast("Any", Ingress).func_or_class  # constructed, it would want to be a replica
+    ingress = SimpleNamespace(codec=DyingCodec(), stylizer=None)
+    for name in ("run_pipeline", "run_with_retries", "with_deadline"):
+        setattr(ingress, name, MethodType(getattr(wrapped, name), ingress))
+
+    async def stylize() -> None:
+        request = StylizeRequest("toon", 80, 4, "jpeg", timeout_s=30)
+        await ingress.with_deadline(b"photo", ImageHeader("JPEG", Size(60, 80)), request)
+
+    with pytest.raises(Lost) as caught:
+        asyncio.run(stylize())
+    assert ingress.codec.calls == 3
+    assert (caught.value.status, caught.value.retry_after_s) == (503, 5)
