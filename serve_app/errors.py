@@ -7,8 +7,11 @@
     └── RequestError              answered to a client, as application/problem+json
         ├── NoImage           400
         ├── BadOption         400
+        ├── BadHeader         400
+        ├── UnknownHost       400
         ├── UnknownStyle      404
         ├── DeadlineExceeded  408
+        ├── SlowUpload        408
         ├── TooManyBytes      413
         ├── TooManyPixels     413
         ├── TooLargeToPaint   413
@@ -17,6 +20,7 @@
         ├── BrokenImage       422
         ├── TooSmall          422
         ├── TooBusy           429
+        ├── HeadersTooLarge   431
         ├── NotReady          503
         ├── OutOfMemory       503
         └── Lost              503
@@ -110,6 +114,18 @@ class BadOption(RequestError):
     status, code, title = 400, "bad-option", "An option is not valid"
 
 
+class BadHeader(RequestError):
+    """A request whose line or headers are malformed."""
+
+    status, code, title = 400, "bad-header", "A header is not valid"
+
+
+class UnknownHost(RequestError):
+    """A request for a host name that this service does not go by."""
+
+    status, code, title = 400, "unknown-host", "Not a name of this service"
+
+
 class UnknownStyle(RequestError):
     """A style that is not installed."""
 
@@ -120,6 +136,12 @@ class DeadlineExceeded(RequestError):
     """A request that was not painted in the time that it was given."""
 
     status, code, title = 408, "deadline-exceeded", "The time given was not enough"
+
+
+class SlowUpload(RequestError):
+    """An upload, or the headers before it, that arrived too slowly."""
+
+    status, code, title = 408, "slow-upload", "The upload is too slow"
 
 
 class TooManyBytes(RequestError):
@@ -168,6 +190,12 @@ class TooBusy(RequestError):
     """A request refused because too many are waiting."""
 
     status, code, title = 429, "too-busy", "Too many pictures are waiting"
+
+
+class HeadersTooLarge(RequestError):
+    """A request whose headers take too many bytes."""
+
+    status, code, title = 431, "headers-too-large", "The headers are too large"
 
 
 class NotReady(RequestError):

@@ -1,7 +1,8 @@
 """All settings. YAML keys are the names of these fields, and units are part of the names.
 
 `Settings` is the application's `args`: it shapes the graph and the engine, and changing it rebuilds them. Each of the
-other three is the `user_config` of one deployment, and may change while the service runs.
+`user_config`s belongs to one deployment, and may change while the service runs. `GuardSettings` is a block of its own,
+which Serve's HTTP proxies read when they start.
 """
 
 import difflib
@@ -110,6 +111,43 @@ class StylizerSettings(StrictModel):
     linger_s: NonNegativeFloat = 0
     release_after_s: PositiveInt = 30
     stuck_after_s: PositiveInt = 120
+
+
+class GuardSettings(StrictModel):
+    """The block `guard` of a config file: what each HTTP proxy takes in before it asks the Ingress.
+
+    Attributes:
+        max_bytes: of a body.
+        max_form_bytes: of a form that may hold many photographs.
+        memory_bytes: of all bodies that a proxy holds; beyond it they lie in unlinked files.
+        disk_bytes: of all those files.
+        spool_dir: their folder; default: the system's for temporary files.
+        max_uploads: bodies that a proxy takes in at a time.
+        max_forwarded: requests with a body that a proxy has in the service at a time; others wait.
+        max_forwarded_bytes: of the bodies of these requests. A larger one is forwarded alone.
+        queue_time_s: how long a body may wait for its turn after it has arrived.
+        header_timeout_s: within which the headers of a request must arrive.
+        body_timeout_s: within which a body must arrive.
+        min_bytes_per_s: at which it must arrive, averaged over each `rate_window_s`.
+        rate_window_s: see `min_bytes_per_s`.
+        allowed_hosts: names that the header Host may have, `*.example.org` for all below one. Default: the names of the
+            loopback interface if the service listens there, else any.
+    """
+
+    max_bytes: Annotated[ByteSize, Field(gt=0)] = ByteSize(32 * MIB)
+    max_form_bytes: Annotated[ByteSize, Field(gt=0)] = ByteSize(256 * MIB)
+    memory_bytes: Annotated[ByteSize, Field(gt=0)] = ByteSize(64 * MIB)
+    disk_bytes: Annotated[ByteSize, Field(gt=0)] = ByteSize(2048 * MIB)
+    spool_dir: Path | None = None
+    max_uploads: PositiveInt = 1024
+    max_forwarded: PositiveInt = 72
+    max_forwarded_bytes: Annotated[ByteSize, Field(gt=0)] = ByteSize(64 * MIB)
+    queue_time_s: PositiveFloat = 60
+    header_timeout_s: PositiveFloat = 15
+    body_timeout_s: PositiveFloat = 300
+    min_bytes_per_s: PositiveFloat = 4096
+    rate_window_s: PositiveFloat = 20
+    allowed_hosts: tuple[str, ...] | None = None
 
 
 Model = TypeVar("Model", bound=StrictModel)

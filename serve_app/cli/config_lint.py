@@ -19,6 +19,7 @@ from ray.serve.schema import ServeDeploySchema
 from serve_app.errors import AnimeganError, SettingsError
 from serve_app.settings import (
     CodecSettings,
+    GuardSettings,
     IngressSettings,
     Settings,
     StrictModel,
@@ -29,6 +30,7 @@ from serve_app.settings import (
 from serve_app.styles.catalogue import find_style, installed_styles
 
 BUILDER = "serve_app.app:build"
+GUARD = "guard"  # the one key at the top that is not Serve's
 MERGE_TAG = "tag:yaml.org,2002:merge"  # of the key `<<`
 SERVE_MAX_ONGOING_REQUESTS = 5  # Serve's default
 MAX_PORT = 65_535
@@ -88,9 +90,11 @@ def read(path: Path) -> tuple[Any, list[str]]:
         return None, [f"{path}: not YAML: {' '.join(str(error).split())}"]
     if not isinstance(config, dict):
         return None, [f"{path}: not a Serve config: the file must hold keys such as `applications`"]
+    serve_keys = {key: value for key, value in config.items() if key != GUARD}
     findings = [
-        *unknown_keys(ServeDeploySchema, config, ""),
+        *unknown_keys(ServeDeploySchema, serve_keys, ""),
         *wrong_values(config),
+        *guard_findings(config),
         *http_findings(config),
         *own_findings(config),
     ]
@@ -178,6 +182,40 @@ def http_findings(config: dict[str, Any]) -> Iterator[str]:
             yield f"{where}: must start with / and, but for / itself, not end with it"
         if prefix is not None and prefixes.index(prefix) < index:
             yield f"{where}: {prefix} is taken by applications.{prefixes.index(prefix)}"
+
+
+def guard_findings(config: dict[str, Any]) -> Iterator[str]:
+    """Yields findings on the guard: its own settings, and what the Ingress's settings need of it."""
+    block = config.get(GUARD, {})
+    if block is False:  # YAML's `off`
+        return
+    values = {} if block is None else block
+    findings = [*wrong_settings(GuardSettings, values, GUARD)]
+    yield from findings
+    if findings:
+        return
+    guard = load_settings(GuardSettings, values, GUARD)
+    if guard.max_form_bytes < guard.max_bytes:
+        yield f"{GUARD}.max_form_bytes: {guard.max_form_bytes} is under max_bytes ({guard.max_bytes})"
+    for application in listed(config, "applications"):
+        for deployment in listed(application, "deployments"):
+            user_config = deployment.get("user_config") or {}
+            if deployment.get("name") != "Ingress" or [*wrong_settings(IngressSettings, user_config, "")]:
+                continue
+            ingress = load_settings(IngressSettings, user_config, "")
+            if guard.max_bytes < ingress.max_bytes:
+                yield (
+                    f"{GUARD}.max_bytes: {guard.max_bytes} is under the Ingress's max_bytes ({ingress.max_bytes}), "
+                    "which then never counts"
+                )
+            ongoing = deployment.get("max_ongoing_requests", SERVE_MAX_ONGOING_REQUESTS)
+            pictures = ingress.queue_most_pictures
+            if isinstance(ongoing, int) and pictures < ongoing and not pictures < guard.max_forwarded < ongoing:
+                yield (
+                    f"{GUARD}.max_forwarded: {guard.max_forwarded} is not above the Ingress's queue_most_pictures "
+                    f"({pictures}), so that it can refuse, and under its max_ongoing_requests "
+                    f"({ongoing}), so that uploads leave places for others"
+                )
 
 
 def own_findings(config: dict[str, Any]) -> Iterator[str]:

@@ -15,7 +15,10 @@ from ray.serve.metrics import Counter, Gauge
 from starlette.types import ASGIApp
 
 from serve_app.deployments import metrics
+from serve_app.deployments.idle import IdleRelease
+from serve_app.deployments.proxy import CALLBACK, CALLBACK_VARIABLE, CONFIG_VARIABLE, is_guarded
 from serve_app.deployments.steps import Decoded, Encoded, Painted
+from serve_app.engine.allocator import return_large_buffers
 from serve_app.errors import DeadlineExceeded, Lost, RequestError, TooBusy
 from serve_app.frames import EncodedImage, Receipt, StylizeRequest
 from serve_app.images.decode import ImageHeader, read_header
@@ -41,6 +44,7 @@ class Ingress:
     """Implements `serve_app.web.pipeline.Pipeline` over deployment handles."""
 
     def __init__(self, settings: Settings, codec: DeploymentHandle[Any], stylizer: DeploymentHandle[Any]) -> None:
+        return_large_buffers()  # uploads, before all
         self.codec = codec
         self.stylizer = stylizer
         self.settings = IngressSettings()
@@ -53,7 +57,16 @@ class Ingress:
             Gauge(metrics.INSIDE_PIXELS, "Their pixels, as they are painted."),
             Gauge(metrics.PIXELS_PER_SECOND, "Pixels painted per second of work, lately."),
         ]
+        self.release = IdleRelease()
         self._ready = (False, 0.0)  # the answer, and when it was asked for
+        if not is_guarded():
+            logger.warning(
+                "NO GUARD in the HTTP proxies: uploads that are huge or never end can take the service down. Start Ray "
+                "with %s=%s and %s naming the config file, on every node; docs/cluster.md says how.",
+                CALLBACK_VARIABLE,
+                CALLBACK,
+                CONFIG_VARIABLE,
+            )
 
     def __serve_build_asgi_app__(self) -> ASGIApp:
         return create_app(self)
@@ -109,6 +122,7 @@ class Ingress:
     def update_gauges(self) -> None:
         """Publishes what is admitted now, and the rate that admission decides by."""
         admitted = self.admission.occupancy
+        self.release.update(is_idle=not admitted.images)
         for gauge, value in zip(
             self.gauges, (admitted.images, admitted.pixels, self.admission.pixels_per_second), strict=True
         ):

@@ -9,6 +9,12 @@ INSIDE_PICTURES = "animegan_inside_pictures"  # admitted by an Ingress and not y
 INSIDE_PIXELS = "animegan_inside_pixels"
 PIXELS_PER_SECOND = "animegan_pixels_per_second"  # that an Ingress measures, and admits by
 REFUSALS = "animegan_refusals"  # by code
+GUARD_REFUSALS = "animegan_guard_refusals"  # of each HTTP proxy's guard, as are the next five; by code
+GUARD_UPLOADS = "animegan_guard_uploads"
+GUARD_MEMORY_BYTES = "animegan_guard_memory_bytes"
+GUARD_DISK_BYTES = "animegan_guard_disk_bytes"
+GUARD_WAITING = "animegan_guard_waiting"
+GUARD_FORWARDED = "animegan_guard_forwarded"
 
 BATCH_SIZES = [1.0, 2, 3, 4, 6, 8, 12, 16, 24, 32]
 SECONDS = [0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120]

@@ -9,6 +9,7 @@ import ctypes
 from collections.abc import Callable
 from pathlib import Path
 
+M_MMAP_THRESHOLD = -3  # of malloc.h
 PRELOADED = ("tcmalloc", "jemalloc", "mimalloc")
 
 
@@ -27,6 +28,12 @@ def release_free_memory() -> None:
         if (function := find_function(name)) is not None:
             function(*arguments)
             return
+
+
+def return_large_buffers() -> None:
+    """Makes glibc return buffers of 1 MiB and more to the system as soon as they are freed; others do nothing."""
+    if (function := find_function("mallopt")) is not None:
+        function(M_MMAP_THRESHOLD, 2**20)
 
 
 def find_function(name: str) -> Callable[..., object] | None:

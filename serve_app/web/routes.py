@@ -1,6 +1,8 @@
 """The HTTP routes. Every refusal is raised as a `RequestError`, and `problems` turns it into a problem document."""
 
 import importlib.metadata
+import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
@@ -14,11 +16,12 @@ from starlette.requests import ClientDisconnect
 from starlette.staticfiles import StaticFiles
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from serve_app.errors import BadOption, NotReady, RequestError
+from serve_app.errors import BadOption, DeadlineExceeded, NotReady, RequestError
 from serve_app.frames import Receipt, StylizeRequest
 from serve_app.settings import IngressSettings
 from serve_app.styles.catalogue import Style, find_style
 from serve_app.web.clients import client_address
+from serve_app.web.guard import WAITED
 from serve_app.web.negotiation import negotiate
 from serve_app.web.pipeline import Pipeline
 from serve_app.web.problems import (
@@ -64,6 +67,7 @@ def create_app(pipeline: Pipeline) -> FastAPI:
         upload = await read_upload(request, pipeline.settings.max_bytes)
         if upload.fields:
             wanted = stylize_request(with_fields(options, upload.fields), accept, pipeline)
+        wanted = without_waited(wanted, request.headers.get(WAITED, ""))
         painting = await pipeline.stylize(upload.data, wanted, client_of(request, pipeline.settings))
         return Response(painting.data, media_type=painting.media_type, headers=receipt_headers(painting.receipt))
 
@@ -151,6 +155,20 @@ def stylize_request(options: Options, accept: str | None, pipeline: Pipeline) ->
         quality=options.quality,
         timeout_s=timeout_s,
     )
+
+
+def without_waited(wanted: StylizeRequest, waited_s: str) -> StylizeRequest:
+    """Returns the request with less time, by the seconds that it has waited in the guard.
+
+    Raises:
+        DeadlineExceeded: if there is no time left.
+    """
+    if not re.fullmatch(r"\d{1,6}\.\d{3}", waited_s):  # not the guard's
+        return wanted
+    left_s = wanted.timeout_s - float(waited_s)
+    if left_s <= 0:
+        raise DeadlineExceeded(f"The picture had to wait for more than the {wanted.timeout_s:g} seconds it was given.")
+    return replace(wanted, timeout_s=left_s)
 
 
 def receipt_headers(receipt: Receipt) -> dict[str, str]:

@@ -21,7 +21,7 @@ MAY_IMPORT = {  # a folder, or a module that lies in none; each may also import 
     "styles": BASE,
     "queueing": BASE,
     "engine": BASE | {"styles"},
-    "web": BASE | {"images", "styles"},
+    "web": BASE | {"images", "queueing", "styles"},
     "painter": BASE | {"engine", "images", "styles"},
     "deployments": BASE | PURE | {"engine", "web"},
     "app": BASE | PURE | {"engine", "web", "deployments"},

@@ -22,6 +22,7 @@ from ray.serve.context import _get_global_client
 from ray.serve.schema import ServeDeploySchema
 
 from serve_app.cli.config_lint import load_config
+from serve_app.deployments.proxy import CALLBACK, CALLBACK_VARIABLE, CONFIG_VARIABLE
 from serve_app.errors import AnimeganError, SettingsError
 
 POLL_S = 0.5
@@ -29,7 +30,7 @@ READY_TIMEOUT_S = 300
 SERVE_NAMESPACE = "serve"  # the namespace that `serve run` uses
 WATCH_S = 2.0  # between two looks at Ray's own processes
 RAY_ENVIRONMENT = {
-    "FORWARDED_ALLOW_IPS": "",  # or uvicorn, in Serve's proxy, believes X-Forwarded-For from 127.0.0.1
+    CALLBACK_VARIABLE: CALLBACK,
     "RAY_ROTATION_MAX_BYTES": "1000000",  # of each of Ray's two dozen logs, and one older part of each
     "RAY_ROTATION_BACKUP_COUNT": "1",
 }
@@ -89,6 +90,7 @@ def start(config: Path, ray_folder: Path, dashboard: bool = False) -> None:
         )
     print(f"starting {config} ...", flush=True)
     if "RAY_ADDRESS" not in os.environ:  # by itself Ray would join whatever cluster ran last here, alive or not
+        os.environ[CONFIG_VARIABLE] = str(config.resolve())  # for the guard in the proxy
         for name, value in RAY_ENVIRONMENT.items():
             os.environ.setdefault(name, value)
         context = ray.init(

@@ -249,3 +249,41 @@ def test_batches_that_could_never_fill_with_serves_own_default_are_named(finding
     assert finding.startswith(
         "applications.0.deployments.2.max_ongoing_requests: 5 is less than twice max_batch_size (8)"
     )
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "said"),
+    [
+        ("max_byte", 1, "guard.max_byte: unknown key, did you mean max_bytes?"),
+        ("max_bytes", "much", "guard.max_bytes: could not parse value and unit from byte string"),
+        ("rate_window_s", 0, "guard.rate_window_s: Input should be greater than 0"),
+        (
+            "max_bytes",
+            "31MiB",
+            "guard.max_bytes: 32505856 is under the Ingress's max_bytes (33554432), which then never counts",
+        ),
+        ("max_form_bytes", "31MiB", "guard.max_form_bytes: 32505856 is under max_bytes (33554432)"),
+        (
+            "max_forwarded",
+            48,
+            "guard.max_forwarded: 48 is not above the Ingress's queue_most_pictures (48), so that it can ",
+        ),
+        (
+            "max_forwarded",
+            96,
+            "guard.max_forwarded: 96 is not above the Ingress's queue_most_pictures (48), so that it can ",
+        ),
+    ],
+)
+def test_settings_of_the_guard_are_checked(findings: Findings, key: str, value: object, said: str) -> None:
+    (finding,) = findings(changed(("guard", key), value))
+    assert finding.startswith(said)
+
+
+@pytest.mark.parametrize("block", [False, None, {}])
+def test_guard_may_be_off_or_have_its_defaults(findings: Findings, block: object) -> None:
+    assert findings(changed(("guard",), block)) == []
+
+
+def test_guard_that_is_no_mapping_is_named(findings: Findings) -> None:
+    assert findings(changed(("guard",), True)) == ["guard: must hold keys"]

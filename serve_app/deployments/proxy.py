@@ -1,0 +1,121 @@
+"""Puts the guard into Serve's HTTP proxies.
+
+Serve calls `middlewares` in each proxy if the variable `RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH` names it. The
+guard's settings are in the config file that `ANIMEGAN_CONFIG` names. Both must be in the environment that starts Ray.
+"""
+
+import logging
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+import uvicorn.config
+import yaml
+from ray.serve._private.constants import SERVE_SESSION_ID
+from ray.util.metrics import Counter, Gauge
+from starlette.middleware import Middleware
+
+from serve_app.deployments import metrics
+from serve_app.deployments.idle import IdleRelease
+from serve_app.engine.allocator import return_large_buffers
+from serve_app.errors import SettingsError
+from serve_app.settings import GuardSettings, IngressSettings, load_settings
+from serve_app.web.connection import GuardedProtocol
+from serve_app.web.guard import Guard, Site
+
+CALLBACK_VARIABLE = "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH"
+CALLBACK = "serve_app.deployments.proxy:middlewares"
+CONFIG_VARIABLE = "ANIMEGAN_CONFIG"
+LOOPBACK = ("localhost", "127.0.0.1", "::1")
+PUBLISH_S = 1.0  # between two updates of the gauges
+
+logger = logging.getLogger("ray.serve")
+
+
+def middlewares() -> list[Middleware]:
+    """Returns the middleware of one proxy, and sets uvicorn up for it.
+
+    Raises:
+        SettingsError: if the config file cannot be read or is wrong; the proxy does not start then.
+    """
+    return_large_buffers()
+    os.environ["FORWARDED_ALLOW_IPS"] = ""  # or uvicorn believes X-Forwarded-For from 127.0.0.1; the guard decides that
+    config = read_config()
+    block = config.get("guard")
+    if block is False:  # YAML's `off`
+        logger.warning("the guard is off: uploads reach Serve as they come")
+        return []
+    if not isinstance(block, dict | None):
+        raise SettingsError("guard: must hold keys, or be off")
+    settings = load_settings(GuardSettings, block or {}, "guard")
+    protocol = type("Protocol", (GuardedProtocol,), {"header_timeout_s": settings.header_timeout_s})
+    uvicorn.config.HTTP_PROTOCOLS["auto"] = protocol  # type: ignore[assignment]  # a class will do, too
+    return [Middleware(Guard, settings=settings, site=site(config), observer=Metrics())]
+
+
+def is_guarded() -> bool:
+    """Returns whether the environment of this process names the guard, as that of the proxy on this node does then."""
+    return os.environ.get(CALLBACK_VARIABLE, "").replace(":", ".") == CALLBACK.replace(":", ".")
+
+
+def read_config() -> dict[str, Any]:
+    """Returns the config file that the environment names, or nothing if it names none.
+
+    Raises:
+        SettingsError: if it cannot be read.
+    """
+    path = os.environ.get(CONFIG_VARIABLE)
+    if not path:
+        return {}
+    try:
+        config = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise SettingsError(f"{CONFIG_VARIABLE}: {path} cannot be read: {error}") from None
+    if not isinstance(config, dict):
+        raise SettingsError(f"{CONFIG_VARIABLE}: {path} is not a Serve config")
+    return config
+
+
+def site(config: dict[str, Any]) -> Site:
+    """Returns what the guard needs to know of a config beside its own block."""
+    applications = config.get("applications") or ()
+    deployments = [each for application in applications for each in application.get("deployments") or ()]
+    values = next((each.get("user_config") or {} for each in deployments if each.get("name") == "Ingress"), {})
+    ingress = load_settings(IngressSettings, values, "Ingress.user_config")
+    host = (config.get("http_options") or {}).get("host")
+    return Site(ingress.trusted_proxies, SERVE_SESSION_ID, host in LOOPBACK)
+
+
+class Metrics:
+    """Publishes what the guard counts on Ray's Prometheus port."""
+
+    def __init__(self) -> None:
+        self._refusals = Counter(metrics.GUARD_REFUSALS, "Requests refused by the guard, by code.", ("code",))
+        self._uploads = Gauge(metrics.GUARD_UPLOADS, "Bodies that a proxy holds.")
+        self._memory = Gauge(metrics.GUARD_MEMORY_BYTES, "Their bytes in memory.")
+        self._disk = Gauge(metrics.GUARD_DISK_BYTES, "Their bytes in temporary files.")
+        self._waiting = Gauge(metrics.GUARD_WAITING, "Bodies that have arrived and wait for their turn.")
+        self._forwarded = Gauge(metrics.GUARD_FORWARDED, "Requests with a body that a proxy has in the service.")
+        self._published = 0.0
+        self._release = IdleRelease()
+
+    def refused(self, code: str) -> None:
+        """Counts a refusal."""
+        self._refusals.inc(tags={"code": code})
+
+    def holds(self, guard: Guard) -> None:
+        """Publishes what the guard holds, at most once a second unless it holds nothing more."""
+        intake, now = guard.intake, time.monotonic()
+        self._release.update(is_idle=not intake.uploads)
+        if now - self._published < PUBLISH_S and intake.uploads:
+            return
+        self._published = now
+        for gauge, value in (
+            (self._uploads, intake.uploads.total()),
+            (self._memory, intake.memory_bytes),
+            (self._disk, intake.disk.total()),
+            (self._waiting, guard.gate.waiting),
+            (self._forwarded, guard.gate.inside),
+        ):
+            gauge.set(value)

@@ -1,0 +1,403 @@
+"""The guard before an application, in the HTTP server that Serve's proxy uses, spoken to over sockets."""
+
+import asyncio
+import threading
+import time
+from collections import Counter
+from collections.abc import AsyncIterator, Callable
+from ipaddress import ip_network
+from typing import Any
+
+import pytest
+import requests
+from edge import Echo, guarded
+from fakes import FakePipeline
+from hostile import Outcome, chunked, converse, drip, nothing, request_head
+from pictures import photo_bytes
+from starlette.types import Receive, Scope, Send
+
+from serve_app.web.guard import Guard, Site
+from serve_app.web.routes import create_app
+
+PHOTO = photo_bytes(60, 80)
+LOOPBACK = Site(is_loopback=True)
+
+
+def post(address: str, data: Any = b"photo", path: str = "/v1/stylize", **headers: str) -> requests.Response:
+    return requests.post(address + path, data=data, headers=headers, timeout=60)
+
+
+def say(address: str, first: bytes, more: Callable[[], AsyncIterator[bytes]] = nothing) -> Outcome:
+    return asyncio.run(converse(address, first, more, 30))
+
+
+def code(answer: requests.Response) -> str:
+    assert answer.headers["content-type"] == "application/problem+json"
+    assert answer.headers["x-request-id"]
+    return str(answer.json()["code"])
+
+
+class TestBodies:
+    def test_a_photo_is_painted_raw_in_pieces_and_from_a_form(self) -> None:
+        with guarded(create_app(FakePipeline())) as address:
+            assert post(address, PHOTO).status_code == 200
+            assert post(address, iter([PHOTO[:100], PHOTO[100:]])).status_code == 200
+            form = requests.post(f"{address}/v1/stylize", files={"image": PHOTO}, timeout=60)
+            assert form.status_code == 200
+
+    def test_the_application_gets_a_body_only_when_it_is_complete(self) -> None:
+        app = Echo()
+        seen: list[int] = []
+
+        def pieces() -> Any:
+            for _ in range(5):
+                yield b"x" * 300_000
+                seen.append(len(app.scopes))
+                time.sleep(0.05)
+
+        with guarded(app) as address:
+            assert post(address, pieces()).status_code == 200
+        assert set(seen) == {0}
+        assert app.bodies == [b"x" * 1_500_000]
+        assert app.headers()[b"content-length"] == b"1500000"
+        assert b"transfer-encoding" not in app.headers()
+
+    @pytest.mark.parametrize(
+        ("path", "kind", "limit"),
+        [
+            ("/v1/stylize", "image/jpeg", 1_000_000),
+            ("/v1/stylize/", "image/jpeg", 1_000_000),
+            ("/prefix/v1/stylize", "image/jpeg", 1_000_000),
+            ("/v1/stylize", "multipart/form-data; boundary=x", 1_065_536),
+            ("/v1/jobs", "multipart/form-data; boundary=x", 2_000_000),
+            ("/livez", "text/plain", 1_048_576),
+        ],
+    )
+    def test_a_body_over_the_limit_of_its_route_is_refused_and_the_connection_closed(
+        self, path: str, kind: str, limit: int
+    ) -> None:
+        app = Echo()
+        with guarded(app, max_bytes=1_000_000, max_form_bytes=2_000_000) as address:
+            assert post(address, bytes(limit), path, **{"Content-Type": kind}).status_code == 200
+            for data in (bytes(limit + 1), iter([bytes(limit), b"x"])):
+                refusal = post(address, data, path, **{"Content-Type": kind})
+                assert (refusal.status_code, code(refusal)) == (413, "too-many-bytes")
+                assert refusal.json()["limit"] == limit
+                assert refusal.headers["connection"] == "close"
+        assert len(app.scopes) == 1
+
+    def test_an_announced_body_is_refused_before_it_is_sent(self) -> None:
+        with guarded(Echo(), max_bytes=1000) as address:
+            outcome = say(address, request_head("/v1/stylize", "Content-Length: 5000", "Expect: 100-continue"))
+        assert outcome.status == 413
+        assert b"100 Continue" not in outcome.answer
+
+    def test_a_body_without_end_is_cut_off(self) -> None:
+        with guarded(Echo(), max_bytes=100_000) as address:
+            outcome = say(address, request_head("/v1/stylize", "Transfer-Encoding: chunked"), chunked(1_500_000_000))
+        assert outcome.status == 413
+
+    def test_stalled_and_dripping_bodies_are_refused_and_their_connections_closed(self) -> None:
+        app = Echo()
+        with guarded(app, rate_window_s=0.5) as address:
+            for more in (nothing, drip):
+                for header in ("Content-Length: 1000", "Transfer-Encoding: chunked"):
+                    outcome = say(address, request_head("/v1/stylize", header), more)
+                    assert (outcome.status, outcome.seconds < 10) == (408, True)
+                    assert b"slow-upload" in outcome.answer
+        assert app.scopes == []
+
+    def test_what_others_upload_takes_no_place_of_a_request_without_a_body(self) -> None:
+        with guarded(Echo(), max_uploads=4, rate_window_s=3) as address:
+
+            async def scene() -> list[Outcome]:
+                stalled = [
+                    asyncio.create_task(converse(address, request_head("/v1/stylize", "Content-Length: 9"), drip))
+                    for _ in range(3)
+                ]
+                await asyncio.sleep(0.3)
+                refusal = await asyncio.to_thread(post, address)
+                assert (refusal.status_code, code(refusal)) == (429, "too-busy")
+                assert int(refusal.headers["retry-after"]) >= 1
+                assert (await asyncio.to_thread(requests.get, f"{address}/livez")).status_code == 200
+                return await asyncio.gather(*stalled)
+
+            assert [outcome.status for outcome in asyncio.run(scene())] == [408] * 3
+
+
+class TestTurns:
+    def test_requests_wait_for_their_turn_and_are_told_how_long(self) -> None:
+        app = Echo()
+        app.may_answer.clear()
+        with guarded(app, max_forwarded=1) as address:
+            threads = [threading.Thread(target=post, args=(address,)) for _ in range(2)]
+            for thread in threads:
+                thread.start()
+            time.sleep(0.5)
+            assert (len(app.scopes), app.inside) == (1, 1)
+            app.may_answer.set()
+            for thread in threads:
+                thread.join()
+        assert len(app.scopes) == 2
+        assert float(app.headers()[b"x-animegan-waited-seconds"]) > 0.2
+
+    def test_one_that_waits_too_long_is_refused(self) -> None:
+        app = Echo()
+        app.may_answer.clear()
+        with guarded(app, max_forwarded=1, queue_time_s=0.3) as address:
+            first = threading.Thread(target=post, args=(address,))
+            first.start()
+            time.sleep(0.2)
+            assert code(post(address)) == "too-busy"
+            app.may_answer.set()
+            first.join()
+            assert post(address).status_code == 200
+
+    def test_one_that_leaves_while_it_waits_or_is_painted_is_forgotten(self) -> None:
+        app = Echo()
+        app.may_answer.clear()
+        with guarded(app, max_forwarded=1) as address:
+            for _ in range(3):
+                with pytest.raises(requests.Timeout):
+                    requests.post(f"{address}/v1/stylize", data=b"x", timeout=0.3)
+            while app.inside:
+                time.sleep(0.01)
+            app.may_answer.set()
+            assert post(address).status_code == 200
+        assert app.gone == 3
+        assert len(app.bodies) == 4
+
+    def test_the_time_that_a_photo_may_take_includes_its_waiting(self) -> None:
+        pipeline = FakePipeline()
+        with guarded(create_app(pipeline)) as address:
+            post(address, PHOTO, "/v1/stylize?timeout_s=9")
+            assert 8 < pipeline.requests[-1].timeout_s <= 9
+            post(address, PHOTO, "/v1/stylize?timeout_s=9", **{"X-Animegan-Waited-Seconds": "8.999"})
+            assert 8 < pipeline.requests[-1].timeout_s <= 9  # only the guard is believed
+
+
+class TestHeaders:
+    def test_headers_end_at_64_kib(self) -> None:
+        with guarded(Echo()) as address:
+            for size in (66_000, 200_000):  # in one piece, or more than one read
+                answer = say(address, request_head("/", f"X: {'a' * size}", method="GET"))
+                assert (answer.status, b"headers-too-large" in answer.answer) == (431, True)
+            assert requests.get(address, headers={"X": "a" * 60_000}, timeout=9).status_code == 200
+
+    def test_a_header_without_end_is_cut_off(self) -> None:
+        sent = 0
+
+        async def endless() -> AsyncIterator[bytes]:
+            nonlocal sent
+            while True:
+                yield bytes(65536).replace(b"\0", b"a")
+                sent += 65536
+
+        with guarded(Echo()) as address:
+            outcome = say(address, b"GET / HTTP/1.1\r\nHost: localhost\r\nX: ", endless)
+        assert outcome.seconds < 10
+        assert sent < 32 * 2**20  # what the buffers of the two sockets hold
+
+    @pytest.mark.parametrize("first", [b"", b"G", b"GET / HTTP/1.1\r\nHost: localhost\r\nX: a"])
+    def test_headers_must_arrive_in_time(self, first: bytes) -> None:
+        with guarded(Echo(), header_timeout_s=0.5) as address:
+            for more in (nothing, drip if first else nothing):
+                outcome = say(address, first, more)
+                assert 0.3 < outcome.seconds < 8
+                assert outcome.status == (408 if first else 0)
+
+    def test_a_connection_may_rest_between_requests_but_not_within_the_next_header(self) -> None:
+        async def scene(address: str) -> tuple[bytes, bytes]:
+            reader, writer = await asyncio.open_connection(*address.removeprefix("http://").split(":"))
+            writer.write(request_head("/", method="GET"))
+            await reader.readuntil(b"ok")
+            await asyncio.sleep(1)
+            writer.write(request_head("/", method="GET") + b"GET / HT")
+            answer = await reader.readuntil(b"ok")
+            return answer, await asyncio.wait_for(reader.read(), 8)
+
+        with guarded(Echo(), header_timeout_s=0.5) as address:
+            second, third = asyncio.run(scene(address))
+        assert second.startswith(b"HTTP/1.1 200")
+        assert third.startswith(b"HTTP/1.1 408")
+
+    @pytest.mark.parametrize(
+        "name",
+        [
+            "X-Request-Timeout-Seconds",
+            "x_request_timeout_seconds",
+            "X-Request-Disconnect-Disabled",
+            "serve_multiplexed_model_id",
+            "Serve-Multiplexed-Model-Id",
+            "X-Session-Id",
+            "x_session_id",
+            "X-Serve-Router-Anything",
+            "X-Animegan-Waited-Seconds",
+        ],
+    )
+    def test_headers_that_serve_obeys_are_dropped(self, name: str) -> None:
+        app = Echo()
+        with guarded(app) as address:
+            requests.get(address, headers={name: "0", "X-Other": "stays"}, timeout=9)
+        assert name.lower().encode() not in app.headers()
+        assert app.headers()[b"x-other"] == b"stays"
+
+    def test_the_name_of_the_session_header_is_a_setting_of_serve(self) -> None:
+        app = Echo()
+        with guarded(app, Site(session_header="X-My-Session")) as address:
+            requests.get(address, headers={"x_my_session": "0"}, timeout=9)
+        assert b"x_my_session" not in app.headers()
+
+    @pytest.mark.parametrize("name", ["X-Request-ID", "X-Anything", "Cookie"])
+    @pytest.mark.parametrize("value", [b"a\xff", b"\xc3\x28", b"a\xc2\x85b"])
+    def test_bytes_that_are_no_text_are_refused(self, name: str, value: bytes) -> None:
+        with guarded(Echo()) as address:
+            outcome = say(
+                address,
+                request_head("/", "Connection: close", method="GET")[:-2] + name.encode() + b": " + value + b"\r\n\r\n",
+            )
+        assert (outcome.status, b"bad-header" in outcome.answer) == (400, True)
+
+    def test_text_in_other_alphabets_passes(self) -> None:
+        with guarded(Echo()) as address:
+            assert requests.get(address, headers={"X-Who": "José".encode()}, timeout=9).status_code == 200
+
+    @pytest.mark.parametrize(
+        ("given", "kept"),
+        [("a" * 5000, "a" * 128), ("a b\tc", "abc"), ("ünï-1".encode(), "n-1"), ("plain-1", "plain-1")],
+    )
+    def test_request_ids_are_cut_to_128_printable_characters(self, given: str | bytes, kept: str) -> None:
+        app = Echo()
+        with guarded(app) as address:
+            requests.get(address, headers={"X-Request-ID": given}, timeout=9)
+            refusal = post(address, b"", "/v1/stylize", **{"X-Request-ID": given, "Content-Length": "99999999999"})  # type: ignore[arg-type]
+        assert app.headers()[b"x-request-id"] == kept.encode()
+        assert refusal.headers["x-request-id"] == kept
+
+    @pytest.mark.parametrize(
+        "first", [b"\x16\x03\x01\x02\0\x01\0", b"GET\r\n\r\n", b"GET / HTTP/1.1\r\nno colon\r\n\r\n"]
+    )
+    def test_what_is_not_http_is_refused_in_words(self, first: bytes) -> None:
+        with guarded(Echo()) as address:
+            outcome = say(address, first + b"\r\n\r\n")
+        assert (outcome.status, b"bad-header" in outcome.answer) == (400, True)
+
+    def test_a_malformed_chunk_ends_the_upload(self) -> None:
+        with guarded(Echo()) as address:
+            outcome = say(address, request_head("/v1/stylize", "Transfer-Encoding: chunked") + b"zz\r\nx")
+            assert outcome.status == 400
+            assert post(address).status_code == 200
+
+    def test_websockets_are_not_spoken(self) -> None:
+        upgrade = ("Connection: Upgrade", "Upgrade: websocket", "Sec-WebSocket-Version: 13", "Sec-WebSocket-Key: eA==")
+        with guarded(create_app(FakePipeline())) as address:
+            outcome = say(address, request_head("/v1/stylize", *upgrade, "Connection: close", method="GET"))
+        assert outcome.status in (400, 405)
+
+
+class TestHosts:
+    @pytest.mark.parametrize(
+        ("site", "allowed", "host", "status"),
+        [
+            (LOOPBACK, None, "localhost:8000", 200),
+            (LOOPBACK, None, "127.0.0.1", 200),
+            (LOOPBACK, None, "[::1]:8000", 200),
+            (LOOPBACK, None, "evil.example", 400),
+            (LOOPBACK, None, "localhost.evil.example", 400),
+            (LOOPBACK, ["anime.example.org", "localhost"], "Anime.Example.org.:443", 200),
+            (LOOPBACK, ["anime.example.org"], "localhost", 400),
+            (LOOPBACK, ["*.example.org"], "a.b.example.org", 200),
+            (LOOPBACK, ["*.example.org"], "notexample.org", 400),
+            (LOOPBACK, ["*"], "evil.example", 200),
+            (Site(), None, "evil.example", 200),
+            (Site(), ["anime.example.org"], "10.0.0.7", 400),
+        ],
+    )
+    def test_only_names_of_the_service_are_answered(
+        self, site: Site, allowed: list[str] | None, host: str, status: int
+    ) -> None:
+        with guarded(Echo(), site, allowed_hosts=allowed) as address:
+            answer = requests.get(address, headers={"Host": host}, timeout=9)
+            assert answer.status_code == status
+            if status == 400:
+                assert code(answer) == "unknown-host"
+            for path in ("/livez", "/readyz", "/-/healthz"):  # asked by address
+                assert requests.get(address + path, headers={"Host": host}, timeout=9).status_code == 200
+
+
+class TestAnswers:
+    @staticmethod
+    def bare(status: int, *headers: tuple[bytes, bytes]) -> Any:
+        async def app(scope: Scope, receive: Receive, send: Send) -> None:
+            if status == 500:  # as Serve does when the replica has died
+                return
+            kept = [(b"content-type", b"text/plain"), *headers]
+            await send({"type": "http.response.start", "status": status, "headers": kept})
+            await send({"type": "http.response.body", "body": b"Serve's own words"})
+
+        return app
+
+    @pytest.mark.parametrize(
+        ("status", "answered", "expected"),
+        [(500, 503, "lost"), (408, 408, "deadline-exceeded"), (429, 429, "too-busy"), (503, 503, "not-ready")],
+    )
+    def test_what_serve_says_in_bare_text_becomes_a_problem_document(
+        self, status: int, answered: int, expected: str
+    ) -> None:
+        with guarded(self.bare(status)) as address:
+            for answer in (post(address), requests.get(address, timeout=9)):
+                assert (answer.status_code, code(answer)) == (answered, expected)
+                assert ("retry-after" in answer.headers) == (answered != 408)
+
+    def test_retry_after_of_serve_is_kept(self) -> None:
+        with guarded(self.bare(429, (b"retry-after", b"17"))) as address:
+            assert post(address).headers["retry-after"] == "17"
+
+    def test_other_texts_and_serves_own_routes_pass(self) -> None:
+        with guarded(self.bare(404)) as address:
+            assert requests.get(address, timeout=9).text == "Serve's own words"
+        with guarded(self.bare(503)) as address:
+            assert requests.get(f"{address}/-/healthz", timeout=9).text == "Serve's own words"
+
+
+class Notes:
+    """An observer that keeps what it is told."""
+
+    def __init__(self) -> None:
+        self.codes: Counter[str] = Counter()
+        self.most = 0
+        self.last = -1
+
+    def refused(self, code: str) -> None:
+        self.codes[code] += 1
+
+    def holds(self, guard: Guard) -> None:
+        self.last = guard.intake.uploads.total()
+        self.most = max(self.most, self.last)
+
+
+def test_an_observer_is_told_of_refusals_and_of_what_is_held() -> None:
+    notes = Notes()
+    with guarded(Echo(), observer=notes, max_bytes=100) as address:
+        post(address)
+        post(address, bytes(200))
+        post(address, iter([bytes(200)]))
+    assert notes.codes == {"too-many-bytes": 2}
+    assert (notes.most, notes.last) == (1, 0)
+
+
+def test_clients_behind_a_trusted_proxy_have_shares_of_their_own() -> None:
+    site = Site(trusted_proxies=[ip_network("127.0.0.0/8")])
+    app = Echo()
+    with guarded(app, site, max_uploads=5, rate_window_s=3) as address:
+
+        async def scene() -> None:
+            head = request_head("/v1/stylize", "Content-Length: 9", "X-Forwarded-For: 1.1.1.1")
+            stalled = [asyncio.create_task(converse(address, head, drip)) for _ in range(4)]
+            await asyncio.sleep(0.3)
+            for client, status in (("1.1.1.1", 429), ("2.2.2.2", 200)):
+                answer = await asyncio.to_thread(post, address, **{"X-Forwarded-For": client})
+                assert answer.status_code == status
+            await asyncio.gather(*stalled)
+
+        asyncio.run(scene())

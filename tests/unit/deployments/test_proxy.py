@@ -1,0 +1,96 @@
+"""How the guard gets into Serve's proxy: its config file, and what it does to uvicorn."""
+
+import os
+from ipaddress import ip_network
+from pathlib import Path
+
+import pytest
+import uvicorn.config
+import yaml
+
+from serve_app.deployments import proxy
+from serve_app.deployments.proxy import CALLBACK, CALLBACK_VARIABLE, CONFIG_VARIABLE, is_guarded, middlewares
+from serve_app.errors import SettingsError
+from serve_app.web.connection import GuardedProtocol
+from serve_app.web.guard import Guard, Site
+
+
+@pytest.fixture(autouse=True)
+def untouched(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the callback changes in this process is changed back."""
+    monkeypatch.setattr(uvicorn.config, "HTTP_PROTOCOLS", dict(uvicorn.config.HTTP_PROTOCOLS))
+    monkeypatch.setenv("FORWARDED_ALLOW_IPS", "127.0.0.1")
+    monkeypatch.delenv(CONFIG_VARIABLE, raising=False)
+    monkeypatch.setattr(proxy, "return_large_buffers", lambda: None)
+
+
+def guard_of(config: object, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Guard:
+    path = tmp_path / "config.yaml"
+    path.write_text(yaml.safe_dump(config))
+    monkeypatch.setenv(CONFIG_VARIABLE, str(path))
+    (middleware,) = middlewares()
+    guard = middleware.cls(None, *middleware.args, **middleware.kwargs)  # type: ignore[arg-type]
+    assert isinstance(guard, Guard)
+    return guard
+
+
+def test_uvicorn_parses_with_the_guarded_protocol_and_believes_no_header(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    guard_of({"guard": {"header_timeout_s": 3}}, tmp_path, monkeypatch)
+    config = uvicorn.Config(lambda: None, factory=True)
+    config.load()
+    assert issubclass(config.http_protocol_class, GuardedProtocol)
+    assert config.http_protocol_class.header_timeout_s == 3
+    assert config.forwarded_allow_ips == os.environ["FORWARDED_ALLOW_IPS"] == ""
+
+
+def test_settings_come_from_the_file_that_the_environment_names(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ingress = {"name": "Ingress", "user_config": {"trusted_proxies": ["10.0.0.0/8"]}}
+    config = {
+        "http_options": {"host": "127.0.0.1"},
+        "applications": [{"deployments": [{"name": "Codec"}, ingress]}],
+        "guard": {"max_bytes": "1MiB"},
+    }
+    guard = guard_of(config, tmp_path, monkeypatch)
+    assert guard.settings.max_bytes == 2**20
+    assert guard.site == Site((ip_network("10.0.0.0/8"),), is_loopback=True)
+    assert not guard_of({"http_options": {"host": "0.0.0.0"}}, tmp_path, monkeypatch).site.is_loopback
+
+
+def test_without_a_file_the_guard_has_its_defaults() -> None:
+    assert len(middlewares()) == 1
+
+
+def test_guard_may_be_off(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "config.yaml").write_text("guard: off\n")
+    monkeypatch.setenv(CONFIG_VARIABLE, str(tmp_path / "config.yaml"))
+    assert middlewares() == []
+    assert os.environ["FORWARDED_ALLOW_IPS"] == ""
+
+
+@pytest.mark.parametrize("text", [None, "guard: [", "- a list", "guard: {max_byte: 3}", "guard: on"])
+def test_proxy_does_not_start_with_a_wrong_file(
+    text: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "config.yaml"
+    if text is not None:
+        path.write_text(text)
+    monkeypatch.setenv(CONFIG_VARIABLE, str(path))
+    with pytest.raises(SettingsError):
+        middlewares()
+
+
+@pytest.mark.parametrize(
+    ("value", "guarded"),
+    [(CALLBACK, True), (CALLBACK.replace(":", "."), True), ("other:function", False), (None, False)],
+)
+def test_process_tells_whether_the_guard_is_there(
+    value: str | None, guarded: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv(CALLBACK_VARIABLE, raising=False)
+    if value:
+        monkeypatch.setenv(CALLBACK_VARIABLE, value)
+    assert is_guarded() == guarded
