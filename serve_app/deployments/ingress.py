@@ -8,15 +8,16 @@ from contextlib import contextmanager
 from typing import Any
 
 from ray import serve
-from ray.exceptions import RayError, RayTaskError, TaskCancelledError
+from ray.exceptions import RayError, RayTaskError
 from ray.serve.exceptions import BackPressureError, RayServeException
 from ray.serve.handle import DeploymentHandle
 from ray.serve.metrics import Counter, Gauge
 from starlette.types import ASGIApp
 
 from serve_app.deployments import metrics
+from serve_app.deployments.cancellation import DisconnectOnCancel, is_cancellation, log_no_cancellations
 from serve_app.deployments.idle import IdleRelease
-from serve_app.deployments.proxy import CALLBACK, CALLBACK_VARIABLE, CONFIG_VARIABLE, is_guarded
+from serve_app.deployments.proxy import warn_without_guard
 from serve_app.deployments.steps import Decoded, Encoded, Painted
 from serve_app.engine.allocator import return_large_buffers
 from serve_app.errors import DeadlineExceeded, Lost, RequestError, TooBusy
@@ -45,6 +46,7 @@ class Ingress:
 
     def __init__(self, settings: Settings, codec: DeploymentHandle[Any], stylizer: DeploymentHandle[Any]) -> None:
         return_large_buffers()  # uploads, before all
+        log_no_cancellations()
         self.codec = codec
         self.stylizer = stylizer
         self.settings = IngressSettings()
@@ -59,17 +61,10 @@ class Ingress:
         ]
         self.release = IdleRelease()
         self._ready = (False, 0.0)  # the answer, and when it was asked for
-        if not is_guarded():
-            logger.warning(
-                "NO GUARD in the HTTP proxies: uploads that are huge or never end can take the service down. Start Ray "
-                "with %s=%s and %s naming the config file, on every node; docs/cluster.md says how.",
-                CALLBACK_VARIABLE,
-                CALLBACK,
-                CONFIG_VARIABLE,
-            )
+        warn_without_guard()
 
     def __serve_build_asgi_app__(self) -> ASGIApp:
-        return create_app(self)
+        return DisconnectOnCancel(create_app(self))
 
     def reconfigure(self, user_config: dict[str, Any]) -> None:
         """Takes new settings; Serve calls it at the start and when the config changes."""
@@ -239,7 +234,7 @@ def is_lost(error: Exception) -> bool:
     """Returns whether a process, a node or an object was lost, which says nothing about the photograph."""
     if isinstance(error, RayTaskError):  # raised inside a replica: by its code, or because an argument was lost
         return isinstance(error.cause, RayError | RayServeException) and is_lost(error.cause)
-    return not isinstance(error, TaskCancelledError)
+    return not is_cancellation(error)
 
 
 def has_running_replica(deployment: str) -> bool:

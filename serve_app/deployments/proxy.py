@@ -54,8 +54,20 @@ def middlewares() -> list[Middleware]:
     return [Middleware(Guard, settings=settings, site=site(config), observer=Metrics())]
 
 
+def warn_without_guard() -> None:
+    """Logs loudly if the environment of this process, which is that of the proxy on its node, names no guard."""
+    if not is_guarded():
+        logger.warning(
+            "NO GUARD in the HTTP proxies: uploads that are huge or never end can take the service down. Start Ray "
+            "with %s=%s and %s naming the config file, on every node; docs/guard.md says how.",
+            CALLBACK_VARIABLE,
+            CALLBACK,
+            CONFIG_VARIABLE,
+        )
+
+
 def is_guarded() -> bool:
-    """Returns whether the environment of this process names the guard, as that of the proxy on this node does then."""
+    """Returns whether the environment of this process names the guard."""
     return os.environ.get(CALLBACK_VARIABLE, "").replace(":", ".") == CALLBACK.replace(":", ".")
 
 

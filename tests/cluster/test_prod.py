@@ -17,6 +17,8 @@ from pictures import opened, photo_bytes
 from service import ANIMEGAN, free_port, port_answers, wait_for
 from shared import ROOT
 
+from serve_app.deployments.proxy import CALLBACK, CALLBACK_VARIABLE, CONFIG_VARIABLE
+
 BIN = Path(sys.executable).parent
 PROD = ROOT / "configs" / "prod.yaml"
 ADDRESS = "http://127.0.0.1:8000"  # prod.yaml's own port: nothing but the device is overridden here
@@ -33,6 +35,7 @@ def cluster() -> Iterator[dict[str, str]]:
     # address need the setting to use it.
     guard = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
     environment = os.environ | guard | {"RAY_ADDRESS": f"127.0.0.1:{port}", "RAY_USAGE_STATS_ENABLED": "0"}
+    environment |= {CALLBACK_VARIABLE: CALLBACK, CONFIG_VARIABLE: str(PROD)}
     command = [str(BIN / "ray"), "start", "--head", "--num-gpus=1", "--num-cpus=16", f"--port={port}", "--block"]
     with (folder / "log").open("w") as log:
         head = subprocess.Popen(
@@ -67,6 +70,9 @@ def test_prod_paints_with_nothing_overridden_but_the_device(cluster: dict[str, s
         answer = requests.post(f"{ADDRESS}/v1/stylize", data=photo_bytes(48, 64), timeout=60)
         assert answer.status_code == 200, answer.text
         assert opened(answer.content).size == (64, 48)
+        refusal = requests.get(f"{ADDRESS}/livez", headers={"X-Anything": b"\xff"}, timeout=60)
+        assert refusal.json()["code"] == "bad-header"  # the guard is there
+        assert "NO GUARD" not in (tmp_path / "log").read_text()
     finally:
         serve.send_signal(signal.SIGINT)
         serve.wait(200)

@@ -1,5 +1,6 @@
 """How the guard gets into Serve's proxy: its config file, and what it does to uvicorn."""
 
+import logging
 import os
 from ipaddress import ip_network
 from pathlib import Path
@@ -9,7 +10,7 @@ import uvicorn.config
 import yaml
 
 from serve_app.deployments import proxy
-from serve_app.deployments.proxy import CALLBACK, CALLBACK_VARIABLE, CONFIG_VARIABLE, is_guarded, middlewares
+from serve_app.deployments.proxy import CALLBACK, CALLBACK_VARIABLE, CONFIG_VARIABLE, middlewares, warn_without_guard
 from serve_app.errors import SettingsError
 from serve_app.web.connection import GuardedProtocol
 from serve_app.web.guard import Guard, Site
@@ -22,6 +23,7 @@ def untouched(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FORWARDED_ALLOW_IPS", "127.0.0.1")
     monkeypatch.delenv(CONFIG_VARIABLE, raising=False)
     monkeypatch.setattr(proxy, "return_large_buffers", lambda: None)
+    monkeypatch.setattr(logging.getLogger("ray.serve"), "propagate", True)
 
 
 def guard_of(config: object, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Guard:
@@ -87,10 +89,12 @@ def test_proxy_does_not_start_with_a_wrong_file(
     ("value", "guarded"),
     [(CALLBACK, True), (CALLBACK.replace(":", "."), True), ("other:function", False), (None, False)],
 )
-def test_process_tells_whether_the_guard_is_there(
-    value: str | None, guarded: bool, monkeypatch: pytest.MonkeyPatch
+def test_a_missing_guard_is_said_loudly(
+    value: str | None, guarded: bool, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.delenv(CALLBACK_VARIABLE, raising=False)
     if value:
         monkeypatch.setenv(CALLBACK_VARIABLE, value)
-    assert is_guarded() == guarded
+    with caplog.at_level("WARNING"):
+        warn_without_guard()
+    assert ("NO GUARD" in caplog.text) == (not guarded)
