@@ -11,14 +11,11 @@ from serve_app.deployments.cancellation import DisconnectOnCancel, is_cancellati
 
 
 def in_a_task(cause: Exception) -> RayTaskError:
-    return RayTaskError("method", "traceback", cause)
+    return RayTaskError("method", "traceback", cause)  # type: ignore[no-untyped-call]
 
 
-CANCELLED = [
-    TaskCancelledError(),
-    in_a_task(TaskCancelledError()),
-    in_a_task(TaskCancelledError()).as_instanceof_cause(),
-]
+CANCELLED: list[Exception] = [TaskCancelledError(), in_a_task(TaskCancelledError())]
+CANCELLED.append(in_a_task(TaskCancelledError()).as_instanceof_cause())  # type: ignore[no-untyped-call]
 FAULTS = [ActorDiedError(), in_a_task(ValueError()), ValueError(), None]
 
 
