@@ -13,7 +13,7 @@ import psutil
 import pytest
 import requests
 import yaml
-from hostile import Health, Outcome, chunked, converse, drip, memory_bytes, request_head
+from bad_clients import Health, Outcome, chunked, converse, drip, memory_bytes, request_head
 from pictures import photo_bytes
 from service import ANIMEGAN, LOCAL_CONFIG, Service, changed_config, command_line, running, wait_for
 

@@ -10,9 +10,9 @@ from typing import Any
 
 import pytest
 import requests
+from bad_clients import Outcome, chunked, converse, drip, nothing, request_head
 from edge import Echo, guarded
 from fakes import FakePipeline
-from hostile import Outcome, chunked, converse, drip, nothing, request_head
 from pictures import photo_bytes
 from starlette.types import Receive, Scope, Send
 
