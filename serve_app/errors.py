@@ -9,6 +9,7 @@
         ├── BadOption         400
         ├── BadHeader         400
         ├── UnknownHost       400
+        ├── Unauthorized      401
         ├── UnknownStyle      404
         ├── DeadlineExceeded  408
         ├── SlowUpload        408
@@ -124,6 +125,12 @@ class UnknownHost(RequestError):
     """A request for a host name that this service does not go by."""
 
     status, code, title = 400, "unknown-host", "Not a name of this service"
+
+
+class Unauthorized(RequestError):
+    """A request without an API key that is known here."""
+
+    status, code, title = 401, "unauthorized", "An API key is needed"
 
 
 class UnknownStyle(RequestError):

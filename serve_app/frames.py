@@ -45,6 +45,21 @@ class Size(NamedTuple):
 
 
 @dataclass(frozen=True)
+class Client:
+    """Whose request it is, for sharing the queue.
+
+    Attributes:
+        name: tells clients apart.
+        share: the part of the queue that the client may hold, or its group; above 0, at most 1.
+        group: clients of one group hold the share together; None if it is the client's own.
+    """
+
+    name: str
+    share: float = 1.0
+    group: str | None = None
+
+
+@dataclass(frozen=True)
 class StylizeRequest:
     """A client's request, with every default filled in.
 

@@ -6,6 +6,7 @@ which Serve's HTTP proxies read when they start.
 """
 
 import difflib
+import re
 from collections.abc import Mapping
 from ipaddress import IPv4Network, IPv6Network
 from pathlib import Path
@@ -13,6 +14,7 @@ from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import (
     BaseModel,
+    BeforeValidator,
     ByteSize,
     ConfigDict,
     Field,
@@ -21,12 +23,22 @@ from pydantic import (
     PositiveInt,
     ValidationError,
 )
+from pydantic_core import PydanticCustomError
 
 from serve_app.errors import SettingsError
 from serve_app.frames import Device, ImageFormat, Precision
 
 MIB = 2**20
 MIN_SIDE = 8  # pixels: the generator shrinks to a quarter, and then reflects one pixel at each edge
+KEY_SOURCE = re.compile(r"off|file:/.+|env:[A-Za-z_][A-Za-z0-9_]*")
+
+
+def key_source(value: Any) -> str | None:
+    """Checks the setting `keys`; YAML reads a bare off as false, and None stands for a setting that was not given."""
+    source = "off" if value is False else value
+    if source is None or (isinstance(source, str) and KEY_SOURCE.fullmatch(source)):
+        return source
+    raise PydanticCustomError("keys", "must be off, file:/ABSOLUTE/PATH or env:VARIABLE")
 
 
 class StrictModel(BaseModel):
@@ -70,6 +82,10 @@ class IngressSettings(StrictModel):
         queue_most_pixels: no more pixels are admitted at a time, counted as they are painted.
         timeout_s: seconds from admission to the answer, at most; a request may ask for less.
         trusted_proxies: networks of proxies whose X-Forwarded-For tells clients apart.
+        keys: where the API keys are, `file:PATH` or `env:VARIABLE`, or `off`: anybody may paint. A service that listens
+            on more than the loopback does not start without this setting.
+        anonymous_share: with keys, the part of the queue that all clients without one may hold together; 0 refuses
+            them.
     """
 
     default_style: str = "toon"
@@ -82,6 +98,8 @@ class IngressSettings(StrictModel):
     queue_most_pixels: PositiveInt = 128_000_000
     timeout_s: PositiveFloat = 55
     trusted_proxies: tuple[IPv4Network | IPv6Network, ...] = ()
+    keys: Annotated[str | None, BeforeValidator(key_source)] = None
+    anonymous_share: float = Field(default=0, ge=0, le=1)
 
 
 class CodecSettings(StrictModel):

@@ -14,7 +14,7 @@ import yaml
 from pydantic import BaseModel, ValidationError
 from ray.runtime_env import RuntimeEnv
 from ray.serve.config import AutoscalingConfig
-from ray.serve.schema import ServeDeploySchema
+from ray.serve.schema import HTTPOptionsSchema, ServeDeploySchema
 
 from serve_app.errors import AnimeganError, SettingsError
 from serve_app.settings import (
@@ -28,6 +28,7 @@ from serve_app.settings import (
     load_settings,
 )
 from serve_app.styles.catalogue import find_style, installed_styles
+from serve_app.web.keys import NOT_SAID, is_private
 
 BUILDER = "serve_app.app:build"
 GUARD = "guard"  # the one key at the top that is not Serve's
@@ -226,6 +227,7 @@ def own_findings(config: dict[str, Any]) -> Iterator[str]:
             yield f"{where}.import_path: this service is built by {BUILDER}, not by {import_path}"
             continue
         yield from request_findings(config, application, where)
+        yield from key_findings(config, application, where)
         names = [deployment.get("name") for deployment in listed(application, "deployments")]
         yield from (f"{where}.deployments: {name} is given twice" for name in names if names.count(name) > 1)
         yield from wrong_settings(Settings, application.get("args") or {}, f"{where}.args")
@@ -257,6 +259,25 @@ def request_findings(config: dict[str, Any], application: dict[str, Any], where:
                 find_style(installed_styles(load_settings(Settings, args, "").styles_dir), settings.default_style)
             except AnimeganError as error:
                 yield f"{place}.default_style: {error}"
+
+
+def key_findings(config: dict[str, Any], application: dict[str, Any], where: str) -> Iterator[str]:
+    """Yields findings on API keys: whether there are any must be said where other machines reach the service."""
+    options = config.get("http_options")
+    default = HTTPOptionsSchema.model_fields["host"].default
+    host = options.get("host", default) if isinstance(options, dict) else default
+    places = {
+        deployment.get("name"): (f"{where}.deployments.{number}.user_config", deployment.get("user_config") or {})
+        for number, deployment in enumerate(listed(application, "deployments"))
+    }
+    place, values = places.get("Ingress", (f"{where}.deployments: Ingress.user_config", {}))
+    if [*wrong_settings(IngressSettings, values, "")]:
+        return
+    settings = load_settings(IngressSettings, values, place)
+    if settings.keys is None and not is_private(host):
+        yield f"{place}.keys: {NOT_SAID}"
+    if settings.keys in (None, "off") and settings.anonymous_share:
+        yield f"{place}.anonymous_share: has no effect without keys"
 
 
 def deployment_findings(deployment: dict[str, Any], where: str) -> Iterator[str]:

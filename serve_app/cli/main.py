@@ -72,6 +72,12 @@ def parse_arguments() -> argparse.Namespace:
     add.add_argument("--force", action="store_true", help="replace an installed style of this name")
     add.set_defaults(command=import_style)
 
+    keys = commands.add_parser("keys", help="make API keys").add_subparsers(required=True, metavar="ACTION")
+    new = keys.add_parser("new", help="print a new key once, and the line of its hash for the key file")
+    new.add_argument("name", metavar="NAME", help="whose key it is; letters, digits, `.`, `_` and `-`")
+    new.add_argument("--share", type=float, help="the part of the queue that NAME may hold, 0.5 for example")
+    new.set_defaults(command=make_key)
+
     export = commands.add_parser("export", help="write a style for another runtime")
     export.add_argument("style", metavar="STYLE")
     export.add_argument("--onnx", type=Path, required=True, metavar="FILE", help="any batch and size; extra `onnx`")
@@ -156,6 +162,16 @@ def import_style(options: argparse.Namespace) -> int:
         raise StyleError(f"{options.file} cannot be read: {error.strerror}") from None
     save_style(read_checkpoint(data, options.file.name), style, style_path(style.name))
     report_installed(style)
+    return 0
+
+
+def make_key(options: argparse.Namespace) -> int:
+    """`animegan keys new`."""
+    from serve_app.web.keys import new_key
+
+    key, line = new_key(options.name, options.share)
+    print(f"The key, for {options.name} alone; it is shown only now:\n\n  {key}\n")
+    print(f"The line for the service's key file:\n\n  {line}")
     return 0
 
 

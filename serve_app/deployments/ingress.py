@@ -9,6 +9,7 @@ from typing import Any
 
 from ray import serve
 from ray.exceptions import RayError, RayTaskError
+from ray.serve.context import _get_global_client
 from ray.serve.exceptions import BackPressureError, RayServeException
 from ray.serve.handle import DeploymentHandle
 from ray.serve.metrics import Counter, Gauge
@@ -21,13 +22,14 @@ from serve_app.deployments.proxy import warn_without_guard
 from serve_app.deployments.steps import Decoded, Encoded, Painted
 from serve_app.engine.allocator import return_large_buffers
 from serve_app.errors import DeadlineExceeded, Lost, RequestError, TooBusy
-from serve_app.frames import EncodedImage, Receipt, StylizeRequest
+from serve_app.frames import Client, EncodedImage, Receipt, StylizeRequest
 from serve_app.images.decode import ImageHeader, read_header
 from serve_app.images.encode import MEDIA_TYPES
 from serve_app.images.resize import painted_size
 from serve_app.queueing.admission import AdmissionController, Limits, QueueFull
 from serve_app.settings import IngressSettings, Settings, load_settings
 from serve_app.styles.catalogue import find_style, installed_styles, read_catalogue
+from serve_app.web.keys import KeyRing, Keys, load_keys
 from serve_app.web.routes import create_app
 
 logger = logging.getLogger(__name__)
@@ -50,6 +52,7 @@ class Ingress:
         self.codec = codec
         self.stylizer = stylizer
         self.settings = IngressSettings()
+        self.keys: Keys = KeyRing()  # lets nobody in, until `reconfigure` has read the settings
         self.admission = AdmissionController(admission_limits(self.settings))
         self.styles = installed_styles(settings.styles_dir)
         self.catalogue = read_catalogue()
@@ -66,14 +69,15 @@ class Ingress:
     def __serve_build_asgi_app__(self) -> ASGIApp:
         return DisconnectOnCancel(create_app(self))
 
-    def reconfigure(self, user_config: dict[str, Any]) -> None:
+    async def reconfigure(self, user_config: dict[str, Any]) -> None:
         """Takes new settings; Serve calls it at the start and when the config changes."""
         settings = load_settings(IngressSettings, user_config, "Ingress.user_config")
         find_style(self.styles, settings.default_style, self.catalogue)
+        self.keys = load_keys(settings, await asyncio.to_thread(http_host))
         self.settings = settings
         self.admission.limits = admission_limits(settings)
 
-    async def stylize(self, data: bytes, request: StylizeRequest, client: str) -> EncodedImage:
+    async def stylize(self, data: bytes, request: StylizeRequest, client: Client) -> EncodedImage:
         """Admits a photograph by its header, before anything is decoded, and runs it through the pipeline."""
         began = time.monotonic()
         try:
@@ -87,7 +91,7 @@ class Ingress:
             raise
 
     @contextmanager
-    def admitted(self, client: str, pixels: int) -> Iterator[None]:
+    def admitted(self, client: Client, pixels: int) -> Iterator[None]:
         """Holds a place in the queue, and gives it back however the block ends.
 
         Raises:
@@ -97,8 +101,10 @@ class Ingress:
             ticket = self.admission.admit(client, pixels)
         except QueueFull as full:
             reason = "and there is no room for another"
-            if full.is_share:
+            if full.is_share and full.own:
                 reason = f"{full.own} of them yours, as many as leave room for others"
+            elif full.is_share:
+                reason = "and clients without an API key hold their whole share"
             raise TooBusy(
                 f"{full.position} pictures are waiting, {reason}; try again in {full.retry_after_s} s.",
                 full.limit_pixels,
@@ -228,6 +234,14 @@ def admission_limits(settings: IngressSettings) -> Limits:
         settings.queue_most_pictures,
         settings.queue_most_pixels,
     )
+
+
+def http_host() -> str | None:
+    """Returns the address that Serve's proxies listen on; None if there are none. Serve has no public call for it."""
+    client = _get_global_client()
+    assert client is not None  # this runs in a replica
+    host: str | None = client.http_config.host
+    return host
 
 
 def is_lost(error: Exception) -> bool:

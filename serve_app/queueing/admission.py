@@ -6,6 +6,9 @@ rate. However slow painting is, `least_pictures` are admitted; however fast it i
 client alone fills four fifths of the limit, two fill four ninths each, and a client's first image is admitted as long
 as it fits. An image that arrives while no other is admitted is always admitted.
 
+A client with a share holds at most that part of each limit, but may always hold one image. The clients of a group hold
+its share together, one image at least, and inside it they divide the share as all clients divide the whole.
+
 Sharing in proportion to the free space is the dynamic threshold of Choudhury and Hahne, "Dynamic queue length
 thresholds for shared-memory packet switches" (1998). Equal parts of the whole would leave nothing for a client that
 arrives later.
@@ -17,6 +20,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from types import TracebackType
 
+from serve_app.frames import Client
 from serve_app.queueing.rate import DecayingRate
 
 RESERVE = 1 / 5  # of a limit, left free when one client alone holds all that it may
@@ -24,6 +28,7 @@ SHARE_OF_FREE = (1 - RESERVE) / RESERVE  # what a client may hold, as a multiple
 
 HALF_LIFE_S = 30.0  # of the measured rate, in seconds during which any image was admitted
 MOST_RETRY_AFTER_S = 3600
+NEWCOMER = Client("one that holds nothing")  # no address or key has such a name
 
 
 @dataclass(frozen=True)
@@ -111,6 +116,7 @@ class AdmissionController:
         self._clock = clock
         self._total = Occupancy()
         self._clients: dict[str, Occupancy] = {}  # only clients with admitted images
+        self._groups: dict[str, Occupancy] = {}  # likewise
         self._rate = DecayingRate(HALF_LIFE_S)
         self._measured_until_s = clock()
 
@@ -125,11 +131,11 @@ class AdmissionController:
         self._measure_time()
         return self._rate.per_second()
 
-    def admit(self, client: str, pixels: int) -> Ticket:
+    def admit(self, client: Client, pixels: int) -> Ticket:
         """Admits one image of a client.
 
         Args:
-            client: name of the client that sent the image.
+            client: that sent the image.
             pixels: of the image at the size at which it will be painted, at least 1.
 
         Raises:
@@ -137,26 +143,39 @@ class AdmissionController:
         """
         self._measure_time()
         if self._total.images:
-            own = self._clients.get(client, Occupancy())
-            fraction = self._admissible_fraction(own, pixels)
+            fraction = self._admissible_fraction(client, pixels)
             if fraction < 1:
-                raise self._queue_full(own, pixels, max(fraction, 0.0))
-        own = self._clients.setdefault(client, Occupancy())
-        for occupancy in (own, self._total):
-            occupancy.images += 1
-            occupancy.pixels += pixels
+                raise self._queue_full(client, pixels, max(fraction, 0.0))
+        self._clients.setdefault(client.name, Occupancy())
+        if client.group is not None:
+            self._groups.setdefault(client.group, Occupancy())
+        self._add(client, 1, pixels)
         return Ticket(lambda is_painted: self._release(client, pixels, is_painted))
 
-    def _release(self, client: str, pixels: int, is_painted: bool) -> None:
+    def _release(self, client: Client, pixels: int, is_painted: bool) -> None:
         self._measure_time()
-        own = self._clients[client]
-        for occupancy in (own, self._total):
-            occupancy.images -= 1
-            occupancy.pixels -= pixels
-        if not own.images:
-            del self._clients[client]
+        self._add(client, -1, -pixels)
+        if not self._clients[client.name].images:
+            del self._clients[client.name]
+        if client.group is not None and not self._groups[client.group].images:
+            del self._groups[client.group]
         if is_painted:
             self._rate.add(pixels)
+
+    def _add(self, client: Client, images: int, pixels: int) -> None:
+        counted = [self._total, self._clients[client.name]]
+        if client.group is not None:
+            counted.append(self._groups[client.group])
+        for occupancy in counted:
+            occupancy.images += images
+            occupancy.pixels += pixels
+
+    def _own(self, client: Client) -> Occupancy:
+        return self._clients.get(client.name, Occupancy())
+
+    def _sharing(self, client: Client) -> Occupancy:
+        """Returns the occupancy of all clients that hold this one's share: of its group, else of itself."""
+        return self._own(client) if client.group is None else self._groups.get(client.group, Occupancy())
 
     def _measure_time(self) -> None:
         now = self._clock()
@@ -164,26 +183,30 @@ class AdmissionController:
             self._rate.advance(now - self._measured_until_s)
         self._measured_until_s = now
 
-    def _admissible_fraction(self, own: Occupancy, pixels: int) -> float:
+    def _admissible_fraction(self, client: Client, pixels: int) -> float:
         """Returns the fraction of the present occupancy at which an image meets all limits; from 1 on it is admitted.
 
         Args:
-            own: occupancy of the client that sends the image.
+            client: that sends the image.
             pixels: of the image.
         """
-        limits, total = self.limits, self._total
+        limits, total, sharing, own = self.limits, self._total, self._sharing(client), self._own(client)
+
+        def by_images(limit: float) -> float:
+            return client_fraction(client, limit, total.images, sharing.images, own.images, 1)
+
+        def by_pixels(limit: float) -> float:
+            return client_fraction(client, limit, total.pixels, sharing.pixels, own.pixels, pixels)
+
         # An unknown rate counts as 0, so that no more than `least_pictures` are admitted before it is measured.
         pixels_in_time = self._rate.per_second() * limits.queue_time_s
         return min(
-            admissible_fraction(limits.most_pictures, total.images, own.images, 1),
-            admissible_fraction(limits.most_pixels, total.pixels, own.pixels, pixels),
-            max(
-                admissible_fraction(limits.least_pictures, total.images, own.images, 1),
-                admissible_fraction(pixels_in_time, total.pixels, own.pixels, pixels),
-            ),
+            by_images(limits.most_pictures),
+            by_pixels(limits.most_pixels),
+            max(by_images(limits.least_pictures), by_pixels(pixels_in_time)),
         )
 
-    def _queue_full(self, own: Occupancy, pixels: int, fraction: float) -> QueueFull:
+    def _queue_full(self, client: Client, pixels: int, fraction: float) -> QueueFull:
         total, rate = self._total, self._rate.per_second()
         # Images leave whole, so on average one more than the exact number of pixels has to.
         excess_pixels = (1 - fraction) * total.pixels + total.pixels / total.images
@@ -194,9 +217,27 @@ class AdmissionController:
             total.pixels + pixels,
             total.images,
             math.ceil(min(max(seconds, 1), MOST_RETRY_AFTER_S)),
-            own.images,
-            self._admissible_fraction(Occupancy(), pixels) >= 1,
+            self._own(client).images,
+            self._admissible_fraction(NEWCOMER, pixels) >= 1,
         )
+
+
+def client_fraction(client: Client, limit: float, total: int, sharing: int, own: int, size: int) -> float:
+    """Returns the fraction of the present occupancy at which one more image meets a limit and the client's share of it.
+
+    Args:
+        client: that sends the image.
+        limit: of the total, in images or pixels, as all that follows.
+        total: present occupancy by all clients, more than 0.
+        sharing: part of it that belongs to the clients that hold this client's share.
+        own: part of it that belongs to this client.
+        size: of the new image.
+    """
+    fraction = admissible_fraction(limit, total, own, size)
+    if not sharing:
+        return fraction
+    own_in_group = 0 if client.group is None else own  # alone with a share, a client need not leave any of it free
+    return min(fraction, admissible_fraction(client.share * limit, sharing, own_in_group, size))
 
 
 def admissible_fraction(limit: float, total: int, own: int, size: int) -> float:

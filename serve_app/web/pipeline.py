@@ -3,9 +3,10 @@
 from collections.abc import Mapping
 from typing import Protocol
 
-from serve_app.frames import EncodedImage, StylizeRequest
+from serve_app.frames import Client, EncodedImage, StylizeRequest
 from serve_app.settings import IngressSettings
 from serve_app.styles.catalogue import InstalledStyle, Style
+from serve_app.web.keys import Keys
 
 
 class Pipeline(Protocol):
@@ -16,6 +17,10 @@ class Pipeline(Protocol):
         """Defaults and limits of a request; they may change while the service runs."""
 
     @property
+    def keys(self) -> Keys:
+        """Who may paint."""
+
+    @property
     def styles(self) -> Mapping[str, InstalledStyle]:
         """Installed styles by name."""
 
@@ -23,13 +28,13 @@ class Pipeline(Protocol):
     def catalogue(self) -> Mapping[str, Style]:
         """Styles that can be downloaded, by name."""
 
-    async def stylize(self, data: bytes, request: StylizeRequest, client: str) -> EncodedImage:
+    async def stylize(self, data: bytes, request: StylizeRequest, client: Client) -> EncodedImage:
         """Paints a photograph.
 
         Args:
             data: the file as it was uploaded.
             request: the client's options.
-            client: identifies the client for fair sharing, as far as it can be known.
+            client: whose photograph it is, for sharing the queue.
 
         Raises:
             RequestError: a refusal for the client.

@@ -9,11 +9,12 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, Response
 from starlette.exceptions import HTTPException
 
-from serve_app.errors import BadOption, RequestError
+from serve_app.errors import BadOption, RequestError, Unauthorized
 from serve_app.web.schemas import PROBLEM, Options
 
 logger = logging.getLogger(__name__)
 
+CHALLENGE = 'Bearer realm="animegan-serve"'
 CLIENT_CLOSED_REQUEST = 499  # in access logs, as nginx has it
 
 
@@ -21,6 +22,8 @@ async def answer_refusal(request: Request, error: Exception) -> Response:
     """Answers a refusal of this service."""
     assert isinstance(error, RequestError)  # what this handler is registered for
     headers = {} if error.retry_after_s is None else {"Retry-After": str(error.retry_after_s)}
+    if error.status == Unauthorized.status:
+        headers["WWW-Authenticate"] = CHALLENGE
     return JSONResponse(error.problem(), error.status, headers, PROBLEM)
 
 

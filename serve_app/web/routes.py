@@ -6,7 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
-from fastapi import FastAPI, Query, Request
+from fastapi import Depends, FastAPI, Query, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import FileResponse, Response
 from fastapi_offline import FastAPIOffline
@@ -17,7 +17,7 @@ from starlette.staticfiles import StaticFiles
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from serve_app.errors import BadOption, DeadlineExceeded, NotReady, RequestError
-from serve_app.frames import Receipt, StylizeRequest
+from serve_app.frames import Client, Receipt, StylizeRequest
 from serve_app.settings import IngressSettings
 from serve_app.styles.catalogue import Style, find_style
 from serve_app.web.clients import client_address
@@ -32,7 +32,17 @@ from serve_app.web.problems import (
     answer_refusal,
     wrong_options,
 )
-from serve_app.web.schemas import PAINTED, UPLOAD, Options, Status, StyleInfo, StyleList, describe_problems, problems
+from serve_app.web.schemas import (
+    KEY,
+    PAINTED,
+    UPLOAD,
+    Options,
+    Status,
+    StyleInfo,
+    StyleList,
+    describe_problems,
+    problems,
+)
 from serve_app.web.uploads import read_upload
 
 PAGE = Path(__file__).parent / "page"
@@ -54,21 +64,28 @@ def create_app(pipeline: Pipeline) -> FastAPI:
     app.add_exception_handler(ClientDisconnect, answer_nobody)
     app.add_exception_handler(Exception, answer_fault)
 
+    async def identify(request: Request) -> Client:
+        """Says whose request it is, before anything of its body is read."""
+        authorization, api_key = (request.headers.getlist(name) for name in ("authorization", "x-api-key"))
+        return pipeline.keys.identify(authorization, api_key, client_of(request, pipeline.settings))
+
     @app.post(
         "/v1/stylize",
         response_class=Response,
-        responses=PAINTED | problems(400, 404, 408, 413, 415, 422, 429, 503),
-        openapi_extra=UPLOAD,
+        responses=PAINTED | problems(400, 401, 404, 408, 413, 415, 422, 429, 503),
+        openapi_extra=UPLOAD | KEY,
         summary="Paint a photograph now",
     )
-    async def stylize(request: Request, options: Annotated[Options, Query()]) -> Response:
+    async def stylize(
+        request: Request, client: Annotated[Client, Depends(identify)], options: Annotated[Options, Query()]
+    ) -> Response:
         accept = ",".join(request.headers.getlist("accept"))
         wanted = stylize_request(options, accept, pipeline)  # before the upload: a wrong option need not wait for it
         upload = await read_upload(request, pipeline.settings.max_bytes)
         if upload.fields:
             wanted = stylize_request(with_fields(options, upload.fields), accept, pipeline)
         wanted = without_waited(wanted, request.headers.get(WAITED, ""))
-        painting = await pipeline.stylize(upload.data, wanted, client_of(request, pipeline.settings))
+        painting = await pipeline.stylize(upload.data, wanted, client)
         return Response(painting.data, media_type=painting.media_type, headers=receipt_headers(painting.receipt))
 
     @app.get("/v1/styles", summary="Styles that paint here, and those that can be pulled")

@@ -101,6 +101,12 @@ UPLOAD = {
         },
     }
 }
+# The last alternative, nothing, is for a service that has its keys off.
+KEY: dict[str, Any] = {"security": [{"bearer": []}, {"header": []}, {}]}
+KEY_SCHEMES = {
+    "bearer": {"type": "http", "scheme": "bearer", "description": "An API key of this service."},
+    "header": {"type": "apiKey", "in": "header", "name": "X-API-Key", "description": "The same keys."},
+}
 RECEIPT_HEADERS = {
     "X-Style": "The style that it was painted in.",
     "X-Original-Size": "Width x height of the photograph, upright.",
@@ -120,13 +126,14 @@ PAINTED: dict[int | str, dict[str, Any]] = {
 
 
 def describe_problems(app: FastAPI) -> None:
-    """Adds the problem document to the OpenAPI schema, and removes FastAPI's own 422, which is never sent."""
+    """Adds problem documents and API keys to the OpenAPI schema, and removes FastAPI's own 422, which is never sent."""
     generate = app.openapi
 
     def openapi() -> dict[str, Any]:
         schema = generate()
         components = schema["components"]["schemas"]
         components["Problem"] = Problem.model_json_schema()
+        schema["components"]["securitySchemes"] = KEY_SCHEMES
         components.pop("HTTPValidationError", None)
         components.pop("ValidationError", None)
         return schema

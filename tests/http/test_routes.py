@@ -12,6 +12,7 @@ from starlette.testclient import TestClient
 from starlette.types import Message
 
 from serve_app.errors import OutOfMemory, TooBusy
+from serve_app.frames import Client
 from serve_app.settings import IngressSettings
 from serve_app.web.routes import create_app
 
@@ -254,7 +255,7 @@ def test_client_is_known_through_trusted_proxies_alone() -> None:
         pipeline = FakePipeline(IngressSettings.model_validate({"trusted_proxies": trusted}))
         http = TestClient(create_app(pipeline), client=("192.0.2.1", 50000))
         http.post("/v1/stylize", content=PHOTO, headers={"X-Forwarded-For": "203.0.113.9, 198.51.100.7"})
-        assert pipeline.clients == [known]
+        assert pipeline.clients == [Client(known)]
 
 
 def test_a_fault_of_ours_shows_no_trace_of_itself() -> None:

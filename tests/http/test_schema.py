@@ -36,5 +36,5 @@ def test_service_behaves_as_its_openapi_document_says(case: schemathesis.Case[An
 def test_openapi_document_describes_every_refusal_of_stylize() -> None:
     document = create_app(FakePipeline()).openapi()
     operation = document["paths"]["/v1/stylize"]["post"]
-    assert set(operation["responses"]) == {"200", "400", "404", "408", "413", "415", "422", "429", "503"}
+    assert set(operation["responses"]) == {"200", "400", "401", "404", "408", "413", "415", "422", "429", "503"}
     assert set(operation["requestBody"]["content"]) == {"image/*", "application/octet-stream", "multipart/form-data"}

@@ -4,11 +4,12 @@ import asyncio
 import threading
 from pathlib import Path
 
-from serve_app.frames import EncodedImage, Receipt, StylizeRequest
+from serve_app.frames import Client, EncodedImage, Receipt, StylizeRequest
 from serve_app.images.decode import decode
 from serve_app.images.encode import MEDIA_TYPES, encode
 from serve_app.settings import CodecSettings, IngressSettings
 from serve_app.styles.catalogue import InstalledStyle, Style
+from serve_app.web.keys import Keys, KeysOff
 
 
 class FakePipeline:
@@ -27,15 +28,17 @@ class FakePipeline:
         max_pixels: int | None = None,
         fault: Exception | None = None,
         ready: bool = True,
+        keys: Keys | None = None,
     ) -> None:
         self.settings = settings or IngressSettings()
+        self.keys: Keys = keys or KeysOff()
         self.max_pixels = max_pixels or CodecSettings().max_pixels
         self.fault = fault
         self.ready = ready
         self.may_paint = threading.Event()
         self.may_paint.set()
         self.requests: list[StylizeRequest] = []
-        self.clients: list[str] = []
+        self.clients: list[Client] = []
         self.styles = {
             "toon": InstalledStyle(
                 name="toon",
@@ -70,7 +73,7 @@ class FakePipeline:
             )
         }
 
-    async def stylize(self, data: bytes, request: StylizeRequest, client: str) -> EncodedImage:
+    async def stylize(self, data: bytes, request: StylizeRequest, client: Client) -> EncodedImage:
         self.requests.append(request)
         self.clients.append(client)
         if self.fault is not None:

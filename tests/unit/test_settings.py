@@ -97,3 +97,47 @@ def test_bytes_are_a_number_or_have_a_unit(value: object, size: int) -> None:
 @pytest.mark.parametrize("value", [0, "-1MB", "much"])
 def test_budget_of_no_bytes_is_refused(value: object) -> None:
     assert refusal(Settings, {"memory_bytes": value}, "args").startswith("args.memory_bytes: ")
+
+
+@pytest.mark.parametrize(
+    ("said", "kept"),
+    [
+        (False, "off"),  # as YAML 1.1 reads a bare off
+        ("off", "off"),
+        (None, None),
+        ("file:/etc/animegan/keys", "file:/etc/animegan/keys"),
+        ("env:ANIMEGAN_KEYS", "env:ANIMEGAN_KEYS"),
+    ],
+)
+def test_keys_are_off_or_a_place(said: object, kept: str | None) -> None:
+    assert load_settings(IngressSettings, {"keys": said}, "args").keys == kept
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        True,  # a bare on
+        "on",
+        "",
+        "OFF ",
+        0,
+        [],
+        {"file": "/etc/animegan/keys"},
+        "/etc/animegan/keys",
+        "file:",
+        "file:keys",
+        "file:~/keys",
+        "env:",
+        "env:2ND",
+        "env:A B",
+        "ag_a-key-by-mistake",
+    ],
+)
+def test_anything_else_said_of_keys_is_refused_with_what_may_be_and_is_not_shown(said: object) -> None:
+    message = refusal(IngressSettings, {"keys": said})
+    assert message == "args.keys: must be off, file:/ABSOLUTE/PATH or env:VARIABLE"
+
+
+@pytest.mark.parametrize("share", [-0.1, 1.1, float("nan"), "some"])
+def test_anonymous_share_is_a_part_of_one(share: object) -> None:
+    assert refusal(IngressSettings, {"anonymous_share": share}).startswith("args.anonymous_share: Input should be ")

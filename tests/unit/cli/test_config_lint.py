@@ -287,3 +287,64 @@ def test_guard_may_be_off_or_have_its_defaults(findings: Findings, block: object
 
 def test_guard_that_is_no_mapping_is_named(findings: Findings) -> None:
     assert findings(changed(("guard",), True)) == ["guard: must hold keys"]
+
+
+NO_WORD_ON_KEYS = (
+    "not given, and the service listens on more than this machine: set file:PATH or env:VARIABLE for API keys, or off "
+    "to let anybody paint"
+)
+
+
+def without_keys(host: object) -> dict[str, Any]:
+    config = changed(("http_options", "host"), host)
+    del config["applications"][0]["deployments"][0]["user_config"]["keys"]
+    return config
+
+
+@pytest.mark.parametrize("host", ["0.0.0.0", "::", "192.0.2.1", "paint.example"])
+def test_service_for_other_machines_without_a_word_on_keys_is_named(findings: Findings, host: str) -> None:
+    place = "applications.0.deployments.0.user_config.keys"
+    assert findings(without_keys(host)) == [f"{place}: {NO_WORD_ON_KEYS}"]
+    said_nothing = changed((*INGRESS, "user_config", "keys"), None)
+    assert findings(said_nothing) == [f"{place}: {NO_WORD_ON_KEYS}"]
+
+
+@pytest.mark.parametrize("without", ["host", "http_options", "user_config", "Ingress"])
+def test_word_on_keys_is_missed_wherever_serves_defaults_stand(findings: Findings, without: str) -> None:
+    config = without_keys("0.0.0.0")
+    if without == "host":
+        del config["http_options"]["host"]
+    elif without == "http_options":
+        del config["http_options"]
+    elif without == "user_config":
+        del config["applications"][0]["deployments"][0]["user_config"]
+        del config["applications"][0]["deployments"][0]["max_ongoing_requests"]
+    else:
+        del config["applications"][0]["deployments"][0]
+    assert any(finding.endswith(f"user_config.keys: {NO_WORD_ON_KEYS}") for finding in findings(config))
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "localhost", "::1"])
+def test_service_for_this_machine_alone_needs_no_word_on_keys(findings: Findings, host: str) -> None:
+    assert findings(without_keys(host)) == []
+
+
+@pytest.mark.parametrize("keys", [True, "on", "keys", "file:keys", {"file": "/keys"}])
+def test_keys_that_are_neither_off_nor_a_place_are_named(findings: Findings, keys: object) -> None:
+    place = "applications.0.deployments.0.user_config.keys"
+    assert findings(changed((*INGRESS, "user_config", "keys"), keys)) == [
+        f"{place}: must be off, file:/ABSOLUTE/PATH or env:VARIABLE"
+    ]
+
+
+def test_share_for_clients_without_a_key_where_there_are_no_keys_is_named(findings: Findings) -> None:
+    config = changed((*INGRESS, "user_config", "anonymous_share"), 0.1)
+    assert findings(config) == ["applications.0.deployments.0.user_config.anonymous_share: has no effect without keys"]
+    config["applications"][0]["deployments"][0]["user_config"]["keys"] = "file:/etc/animegan/keys"
+    assert findings(config) == []
+
+
+def test_prod_says_a_word_on_keys_and_so_does_local() -> None:
+    for path in CONFIGS:
+        deployments = yaml.safe_load(path.read_text())["applications"][0]["deployments"]
+        assert deployments[0]["user_config"]["keys"] is False, path

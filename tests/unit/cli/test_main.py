@@ -1,3 +1,4 @@
+import hashlib
 import os
 import subprocess
 import sys
@@ -9,6 +10,7 @@ from shared import ROOT
 
 from serve_app.errors import StyleError
 from serve_app.styles.catalogue import installed_styles, read_installed
+from serve_app.web.keys import parse_keys
 
 RunCommand = Callable[..., int]
 
@@ -149,6 +151,27 @@ def test_check_names_the_wrong_key_by_its_path_and_the_one_that_was_meant(
     assert capsys.readouterr().out == (
         f"{broken}: applications.0.deployments.2.user_config.stuck_afters: unknown key, did you mean stuck_after_s?\n"
     )
+
+
+def test_new_key_is_printed_once_beside_its_line(animegan: RunCommand, capsys: pytest.CaptureFixture[str]) -> None:
+    assert animegan("keys", "new", "alice", "--share", "0.5") == 0
+    out = capsys.readouterr().out
+    (key,) = [word for word in out.split() if word.startswith("ag_")]
+    (line,) = [word for word in out.split() if word.startswith("alice:sha256:")]
+    assert out.count(key) == 1
+    (known,) = parse_keys(line, "here")
+    assert (known.digest, known.share) == (hashlib.sha256(key.encode()).digest(), 0.5)
+
+
+@pytest.mark.parametrize("arguments", [["a:b"], [""], ["alice", "--share", "2"], ["alice", "--share", "0"]])
+def test_key_that_could_not_be_in_a_key_file_is_refused_in_one_line(
+    animegan: RunCommand, capsys: pytest.CaptureFixture[str], arguments: list[str]
+) -> None:
+    assert animegan("keys", "new", *arguments) == 1
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    (line,) = captured.err.splitlines()
+    assert line.startswith("animegan: a key's name has 1 to 64 letters")
 
 
 def test_command_without_arguments_shows_how_it_is_used(

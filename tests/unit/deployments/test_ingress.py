@@ -1,6 +1,9 @@
 """The Ingress beside its handles: which errors mean a lost process, its limits, and the receipt."""
 
 import asyncio
+import hashlib
+from collections.abc import Mapping
+from pathlib import Path
 from types import MethodType, SimpleNamespace
 from typing import Any, cast
 
@@ -16,12 +19,16 @@ from ray.exceptions import (
 )
 from ray.serve.exceptions import RayServeException
 
+from serve_app.deployments import ingress as module
 from serve_app.deployments.ingress import Ingress, admission_limits, encoded_image, is_lost
 from serve_app.deployments.steps import Decoded, Encoded, Painted
-from serve_app.errors import Lost
-from serve_app.frames import Size, StylizeRequest
+from serve_app.errors import Lost, SettingsError, TooBusy, Unauthorized
+from serve_app.frames import Client, Size, StylizeRequest
 from serve_app.images.decode import ImageHeader
+from serve_app.queueing.admission import AdmissionController
 from serve_app.settings import IngressSettings
+from serve_app.styles.catalogue import installed_styles, read_catalogue
+from serve_app.web.keys import KeyRing, KeysOff
 
 
 def raised_in_a_replica(cause: Exception) -> RayTaskError:
@@ -103,3 +110,72 @@ def test_photograph_that_was_lost_three_times_is_refused_with_a_time_to_come_bac
         asyncio.run(stylize())
     assert ingress.codec.calls == 3
     assert (caught.value.status, caught.value.retry_after_s) == (503, 5)
+
+
+def bare_ingress(settings: IngressSettings) -> Any:
+    """The parts of an Ingress that need no Ray."""
+    ingress = SimpleNamespace(
+        settings=settings,
+        keys=KeyRing(),
+        admission=AdmissionController(admission_limits(settings)),
+        styles=installed_styles(),
+        catalogue=read_catalogue(),
+        update_gauges=lambda: None,
+    )
+    wrapped = cast("Any", Ingress).func_or_class
+    for name in ("reconfigure", "admitted"):
+        setattr(ingress, name, MethodType(getattr(wrapped, name), ingress))
+    return ingress
+
+
+def reconfigured(monkeypatch: pytest.MonkeyPatch, host: str, user_config: Mapping[str, object]) -> Any:
+    monkeypatch.setattr(module, "http_host", lambda: host)
+    ingress = bare_ingress(IngressSettings())
+    asyncio.run(ingress.reconfigure(user_config))
+    return ingress
+
+
+def test_ingress_that_other_machines_reach_does_not_start_without_a_word_on_keys(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    for user_config in ({}, {"keys": None}):
+        with pytest.raises(SettingsError, match=r"^Ingress\.user_config\.keys: not given"):
+            reconfigured(monkeypatch, "0.0.0.0", user_config)
+    assert isinstance(reconfigured(monkeypatch, "0.0.0.0", {"keys": False}).keys, KeysOff)
+    assert isinstance(reconfigured(monkeypatch, "127.0.0.1", {}).keys, KeysOff)
+
+
+def test_ingress_asks_for_the_keys_of_its_settings(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    file = tmp_path / "keys"
+    file.write_text(f"alice:sha256:{hashlib.sha256(b'secret').hexdigest()}")
+    keys = reconfigured(monkeypatch, "127.0.0.1", {"keys": f"file:{file}"}).keys
+    assert keys.identify(["Bearer secret"], [], "192.0.2.1") == Client("key:alice")
+    with pytest.raises(Unauthorized):
+        keys.identify([], [], "192.0.2.1")
+
+
+def test_wrong_keys_leave_an_ingress_as_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "http_host", lambda: "127.0.0.1")
+    ingress = bare_ingress(IngressSettings(max_side=512))
+    before = ingress.keys
+    with pytest.raises(SettingsError, match="cannot be read: No such file or directory"):
+        asyncio.run(ingress.reconfigure({"keys": "file:/nowhere/keys", "max_side": 64}))
+    assert (ingress.keys, ingress.settings.max_side) == (before, 512)
+
+
+def refused(ingress: Any, client: Client) -> str:
+    with pytest.raises(TooBusy) as caught, ingress.admitted(client, 1_000_000):
+        pass
+    return caught.value.detail
+
+
+def test_refusal_says_whose_share_of_the_queue_is_used_up() -> None:
+    ingress = bare_ingress(IngressSettings(queue_least_pictures=5))
+    strangers = [Client(f"192.0.2.{number}", 0.01, "anonymous") for number in range(2)]
+    with ingress.admitted(Client("key:alice"), 1_000_000), ingress.admitted(strangers[0], 1_000_000):
+        assert refused(ingress, strangers[1]).startswith(
+            "2 pictures are waiting, and clients without an API key hold their whole share; try again in "
+        )
+        assert refused(ingress, strangers[0]).startswith(
+            "2 pictures are waiting, 1 of them yours, as many as leave room for others; try again in "
+        )

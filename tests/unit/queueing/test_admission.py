@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from serve_app.frames import Client
 from serve_app.queueing.admission import AdmissionController, Limits, Occupancy, QueueFull, Ticket
 
 MP = 1_000_000
@@ -27,6 +28,10 @@ class Clock:
         return self.now
 
 
+def as_client(client: str | Client) -> Client:
+    return client if isinstance(client, Client) else Client(client)
+
+
 class Setup:
     """An admission controller with a clock that the test controls."""
 
@@ -37,20 +42,20 @@ class Setup:
     def paint(self, pixels: int, seconds: float, times: int = 1) -> None:
         """Admits and paints images one after another, with no other image admitted."""
         for _ in range(times):
-            with self.controller.admit("earlier", pixels):
+            with self.controller.admit(Client("earlier"), pixels):
                 self.clock.now += seconds
 
     def fail(self, client: str, seconds: float) -> None:
-        with self.controller.admit(client, MP):
+        with self.controller.admit(Client(client), MP):
             self.clock.now += seconds
             raise ValueError("broken")
 
-    def admit(self, client: str, pixels: int = MP, most: int = 100_000) -> list[Ticket]:
+    def admit(self, client: str | Client, pixels: int = MP, most: int = 100_000) -> list[Ticket]:
         """Admits images one after another until one is refused."""
         tickets: list[Ticket] = []
         try:
             while len(tickets) < most:
-                tickets.append(self.controller.admit(client, pixels))
+                tickets.append(self.controller.admit(as_client(client), pixels))
         except QueueFull:
             pass
         return tickets
@@ -59,9 +64,9 @@ class Setup:
     def occupancy(self) -> Occupancy:
         return self.controller.occupancy
 
-    def refusal(self, client: str, pixels: int = MP) -> QueueFull:
+    def refusal(self, client: str | Client, pixels: int = MP) -> QueueFull:
         with pytest.raises(QueueFull) as refusal:
-            self.controller.admit(client, pixels)
+            self.controller.admit(as_client(client), pixels)
         return refusal.value
 
 
@@ -121,7 +126,7 @@ def test_caps_hold_even_below_the_least_images() -> None:
 def test_image_is_admitted_whatever_its_size_if_no_other_is() -> None:
     setup = Setup(limited(queue_time_s=1, pixels=MP))
     setup.paint(MP, seconds=100)
-    with setup.controller.admit("a", 50 * MP):
+    with setup.controller.admit(Client("a"), 50 * MP):
         setup.refusal("b", 1)
     assert setup.occupancy.images == 0
 
@@ -200,7 +205,7 @@ def test_image_larger_than_the_whole_queue_is_admitted_once_no_other_is() -> Non
     assert full.retry_after_s == 8  # three pictures of 2 s, and one
     for ticket in admitted:
         ticket.release(is_painted=True)
-    setup.controller.admit("b", 30 * MP)
+    setup.controller.admit(Client("b"), 30 * MP)
 
 
 def test_refusal_by_number_of_images_is_converted_with_their_mean_size() -> None:
@@ -286,7 +291,7 @@ def test_rate_fades_when_nothing_has_been_painted_for_long() -> None:
 def test_image_that_is_not_painted_adds_time_but_no_pixels_to_the_rate() -> None:
     setup = Setup()
     setup.paint(MP, seconds=1)
-    setup.controller.admit("a", MP).release(is_painted=False)
+    setup.controller.admit(Client("a"), MP).release(is_painted=False)
     with pytest.raises(ValueError, match="broken"):
         setup.fail("a", seconds=1)
     setup.paint(MP, seconds=1)
@@ -312,15 +317,26 @@ some_limits = st.builds(
 )  # fmt: skip
 
 
-@given(limits=some_limits, steps=st.lists(st.tuples(st.floats(0, 20), st.integers(0, 5), sizes, st.booleans())))
+CLIENTS = [
+    Client("client 1"),
+    Client("client 2"),
+    Client("key 3", share=0.5),
+    Client("key 4", share=0.125),
+    Client("stranger 5", share=0.25, group="strangers"),
+    Client("stranger 6", share=0.25, group="strangers"),
+    Client("stranger 7", share=0.25, group="strangers"),
+]
+
+
+@given(limits=some_limits, steps=st.lists(st.tuples(st.floats(0, 20), st.integers(0, 7), sizes, st.booleans())))
 def test_any_sequence_of_requests_follows_the_rule_and_leaves_nothing_behind(
     limits: Limits, steps: list[tuple[float, int, int, bool]]
 ) -> None:
     setup = Setup(limits)
-    admitted: list[tuple[str, int, Ticket]] = []
+    admitted: list[tuple[Client, int, Ticket]] = []
     for seconds, number, pixels, is_painted in steps:
         setup.clock.now += seconds
-        client = f"client {number}"
+        client = CLIENTS[number - 1]
         if number == 0 and admitted:
             admitted.pop(pixels % len(admitted))[2].release(is_painted)
         else:
@@ -341,15 +357,22 @@ def test_any_sequence_of_requests_follows_the_rule_and_leaves_nothing_behind(
         ticket.release(is_painted=True)
     assert setup.occupancy == Occupancy(0, 0)
     assert not setup.controller._clients  # none is remembered, or memory would grow with every address
+    assert not setup.controller._groups
 
 
-def rule(limits: Limits, rate: float, admitted: list[tuple[str, int]], client: str, size: int) -> bool:
+def rule(limits: Limits, rate: float, admitted: list[tuple[Client, int]], client: Client, size: int) -> bool:
     """The documented rule, word for word."""
 
     def fits(limit: float, measure: Callable[[int], int]) -> bool:
         free = limit - sum(measure(pixels) for _, pixels in admitted) - measure(size)
-        own = sum(measure(pixels) for name, pixels in admitted if name == client)
-        return free >= 0 and (own == 0 or own + measure(size) <= 4 * free)
+        own = sum(measure(pixels) for other, pixels in admitted if other == client)
+        return free >= 0 and (own == 0 or own + measure(size) <= 4 * free) and fits_share(limit, measure, own)
+
+    def fits_share(limit: float, measure: Callable[[int], int], own: int) -> bool:
+        sharing = [other for other in CLIENTS if other == client or (client.group and other.group == client.group)]
+        held = sum(measure(pixels) for other, pixels in admitted if other in sharing)
+        free = client.share * limit - held - measure(size)
+        return held == 0 or (free >= 0 and (own == 0 or client.group is None or own + measure(size) <= 4 * free))
 
     def one(_: int) -> int:
         return 1
@@ -364,6 +387,70 @@ def rule(limits: Limits, rate: float, admitted: list[tuple[str, int]], client: s
     )
 
 
+@pytest.mark.parametrize(("share", "images"), [(0.5, 50), (0.25, 25), (0.01, 1), (0.001, 1), (0.9, 79), (1, 79)])
+def test_client_with_a_share_holds_that_part_of_the_queue_and_at_least_one_image(share: float, images: int) -> None:
+    """Beside one other image, 79 are what any client may hold."""
+    setup = Setup(limited(queue_time_s=100.5))
+    setup.paint(MP, seconds=1, times=5)
+    setup.admit("another", most=1)
+    assert len(setup.admit(Client("key", share))) == images
+
+
+@pytest.mark.parametrize("limits", [limited(pictures=20), limited(pixels=20 * MP), limited(least=20, queue_time_s=1)])
+def test_share_is_a_part_of_every_limit(limits: Limits) -> None:
+    setup = Setup(limits)
+    setup.paint(MP, seconds=1e-6 if limits.queue_time_s > 1 else 500, times=5)
+    setup.admit("another", most=1)
+    assert len(setup.admit(Client("key", share=0.25))) == 5
+    assert len(setup.admit(Client("other key", share=0.25))) == 5
+
+
+def stranger(number: int) -> Client:
+    return Client(f"stranger {number}", share=0.25, group="strangers")
+
+
+def test_clients_of_a_group_hold_its_share_together_and_leave_room_for_each_other() -> None:
+    setup = Setup(limited(queue_time_s=200.5))
+    setup.paint(MP, seconds=1, times=5)
+    setup.admit("a", most=1)
+    assert len(setup.admit(stranger(1))) == 40  # four fifths of 50
+    came = [len(setup.admit(stranger(number), most=1)) for number in range(2, 20)]
+    assert came == [1] * 10 + [0] * 8
+    full = setup.refusal(stranger(30))
+    assert (full.is_share, full.own, full.position) == (True, 0, 51)
+    assert len(setup.admit(Client("key", share=0.1))) == 20  # a group that is full takes nothing from others
+    assert len(setup.admit("b", most=1)) == 1
+
+
+def test_group_may_always_hold_one_image() -> None:
+    setup = Setup(limited(least=4))
+    setup.admit("a", most=2)
+    tiny = [Client(name, share=0.001, group="strangers") for name in ("stranger 1", "stranger 2")]
+    (ticket,) = setup.admit(tiny[0])
+    assert setup.refusal(tiny[1]).is_share
+    ticket.release(is_painted=True)
+    assert len(setup.admit(tiny[1])) == 1
+
+
+@given(
+    share=st.floats(0.001, 1),
+    pictures=st.lists(st.tuples(st.integers(1, 9), sizes), max_size=60),
+    most=st.integers(1, 40),
+    seconds=st.floats(0.01, 10),
+)
+def test_group_never_holds_more_than_its_share_or_one_image(
+    share: float, pictures: list[tuple[int, int]], most: int, seconds: float
+) -> None:
+    setup = Setup(limited(queue_time_s=30, pictures=most, pixels=100 * MP))
+    setup.paint(MP, seconds, times=3)
+    setup.admit("a", most=1)
+    held: list[int] = []
+    for number, pixels in pictures:
+        held += [pixels] * len(setup.admit(Client(f"{number}", share, "strangers"), pixels, most=1))
+    most_pixels = share * min(100 * MP, 30 * setup.controller.pixels_per_second)
+    assert len(held) <= 1 or (len(held) <= share * most + 1e-9 and sum(held) <= most_pixels + 1)
+
+
 @given(pictures=st.lists(sizes, max_size=40), seconds=st.floats(0.01, 10), queue_time_s=st.floats(5, 100))
 def test_burst_of_one_client_that_takes_four_fifths_of_the_queue_time_is_never_refused(
     pictures: list[int], seconds: float, queue_time_s: float
@@ -373,7 +460,7 @@ def test_burst_of_one_client_that_takes_four_fifths_of_the_queue_time_is_never_r
     limit = 0.8 * queue_time_s / seconds * MP * (1 - 1e-9)
     for pixels in pictures:
         if setup.occupancy.pixels + pixels <= limit:
-            setup.controller.admit("a", pixels)
+            setup.controller.admit(Client("a"), pixels)
 
 
 # A simulated service behind the admission controller: first come, first served.
@@ -429,7 +516,7 @@ class Service:
             else:
                 visits.append(event)
                 try:
-                    queue.append((event, setup.controller.admit(event.client, event.pixels)))
+                    queue.append((event, setup.controller.admit(Client(event.client), event.pixels)))
                 except QueueFull as full:
                     event.refusal = full
                     if event.client == self.retrying:
@@ -551,4 +638,4 @@ def test_client_that_tries_again_much_earlier_than_retry_after_is_refused() -> N
         setup.refusal("a", 5 * MP)
     setup.clock.now += 2
     admitted[4].release(is_painted=True)
-    setup.controller.admit("a", 5 * MP)
+    setup.controller.admit(Client("a"), 5 * MP)
