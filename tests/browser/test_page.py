@@ -1,6 +1,7 @@
 """The upload page in real Chromium, over a fake pipeline behind a real server."""
 
 import asyncio
+import hashlib
 import io
 import socket
 import threading
@@ -17,7 +18,9 @@ from PIL import Image, ImageDraw, ImageFilter
 from playwright.sync_api import Browser, FileChooser, FilePayload, Page, Route, expect, sync_playwright
 
 from serve_app.errors import TooBusy
+from serve_app.frames import Client
 from serve_app.settings import IngressSettings
+from serve_app.web.keys import Key, KeyRing
 from serve_app.web.routes import create_app
 
 CHROMIUM = Path("/usr/bin/chromium")
@@ -330,3 +333,80 @@ def test_page_is_worked_by_keyboard_alone(page: Page) -> None:
     page.keyboard.press("Enter")
     expect_shown(page, "Your photo, painted in the style Toon")
     expect(page.get_by_role("button", name="Paint again")).to_be_focused()
+
+
+class TestKeys:
+    KEY = "ag_the-key-of-alice"
+
+    @pytest.fixture
+    def pipeline(self) -> FakePipeline:
+        return FakePipeline(keys=KeyRing([Key("alice", hashlib.sha256(self.KEY.encode()).digest())]))
+
+    @staticmethod
+    def enter(page: Page, key: str) -> None:
+        page.get_by_label("API key", exact=True).fill(key)
+        page.get_by_role("button", name="Paint", exact=True).click()
+
+    def test_page_asks_for_a_key_and_paints_the_photo_that_was_refused(
+        self, page: Page, pipeline: FakePipeline
+    ) -> None:
+        choose(page, upload(jpeg(photo(400, 300))))
+        expect(page.get_by_role("dialog", name="An API key is needed")).to_be_visible()
+        expect(page.get_by_label("API key", exact=True)).to_be_focused()
+        page.keyboard.type(self.KEY)
+        page.keyboard.press("Enter")
+        expect_shown(page, "Your photo, painted in the style Toon")
+        expect(page.get_by_role("dialog")).to_be_hidden()
+        expect(page.locator(".problem")).to_be_hidden()
+        assert pipeline.clients == [Client("key:alice")]
+
+    def test_key_is_kept_for_the_session_and_no_longer(self, page: Page, chromium: Browser, server: str) -> None:
+        choose(page, upload(jpeg(photo(400, 300))))
+        self.enter(page, f"  {self.KEY} ")
+        expect_shown(page, "Your photo, painted in the style Toon")
+        page.reload()
+        choose(page, upload(jpeg(photo(320, 240))))
+        expect(page.get_by_role("status")).to_have_text(f"Painted at its own size, 320 {TIMES} 240.")
+        assert page.evaluate("localStorage.length + document.cookie.length") == 0
+        other = chromium.new_page()
+        other.goto(server)
+        choose(other, upload(jpeg(photo(320, 240))))
+        expect(other.get_by_role("dialog")).to_be_visible()
+        other.close()
+
+    def test_wrong_key_may_be_followed_by_the_right_one(self, page: Page) -> None:
+        choose(page, upload(jpeg(photo(400, 300))))
+        expect(page.get_by_role("dialog").get_by_role("alert")).to_have_text("")
+        self.enter(page, "ag_wrong")
+        wrong = page.get_by_role("dialog").get_by_role("alert")
+        expect(wrong).to_have_text("The service does not know this key.")
+        assert page.evaluate("sessionStorage.length") == 0
+        self.enter(page, "schlüssel €")
+        expect(wrong).to_have_text("A key has letters, digits and signs, and no spaces.")
+        self.enter(page, self.KEY)
+        expect_shown(page, "Your photo, painted in the style Toon")
+
+    @pytest.mark.parametrize("away", ["Escape", "Not now"])
+    def test_key_may_be_given_later(self, page: Page, away: str) -> None:
+        choose(page, upload(jpeg(photo(400, 300))))
+        expect(page.get_by_role("dialog")).to_be_visible()
+        if away == "Escape":
+            page.keyboard.press("Escape")
+        else:
+            page.get_by_role("button", name=away).click()
+        expect(page.get_by_role("dialog")).to_be_hidden()
+        expect(page.get_by_role("alert")).to_contain_text("An API key is needed")
+        expect(page.get_by_role("alert")).to_contain_text("Try again, and enter a key that this service knows.")
+        page.get_by_role("button", name="Try again").click()
+        self.enter(page, self.KEY)
+        expect_shown(page, "Your photo, painted in the style Toon")
+
+    def test_key_of_a_large_photo_is_asked_for_too(self, page: Page) -> None:
+        """The refusal comes while most of the photo is still on its way."""
+        noise = Image.fromarray(np.random.default_rng(1).integers(0, 255, (2000, 3000, 3), np.uint8))
+        large = jpeg(noise)
+        assert len(large) > 5 * 2**20
+        choose(page, upload(large))
+        self.enter(page, self.KEY)
+        expect_shown(page, "Your photo, painted in the style Toon")
+        expect(page.get_by_role("status")).to_contain_text("the photo was 3000")
