@@ -20,6 +20,8 @@ from pictures import opened, photo_bytes
 from service import ANIMEGAN, LOCAL_CONFIG, changed_config, command_line, free_port, running, wait_for
 from shared import ROOT
 
+from serve_app.web.keys import new_key
+
 
 def ray_processes(of: psutil.Process) -> list[psutil.Process]:
     return [process for process in of.children(recursive=True) if "ray" in command_line(process)]
@@ -90,6 +92,36 @@ def test_invented_address_of_a_client_is_not_believed(tmp_path: Path) -> None:
     with running([*ANIMEGAN, "run", str(config)], address, tmp_path / "log"), ThreadPoolExecutor(5) as pool:
         statuses = Counter(answer.status_code for answer in pool.map(paint, range(5)))
     assert statuses == {200: 4, 429: 1}
+
+
+def test_service_with_a_key_file_asks_for_a_key(tmp_path: Path) -> None:
+    key, line = new_key("alice")
+    file = tmp_path / "keys"
+    file.write_text(line)
+    file.chmod(0o600)
+    config = tmp_path / "config.yaml"
+    address = changed_config(LOCAL_CONFIG, config, Ingress={"user_config": {"keys": f"file:{file}"}})
+    config.write_text(config.read_text().replace("log_level: WARNING", "log_level: DEBUG"))
+
+    def paint(data: bytes, **headers: str) -> requests.Response:
+        return requests.post(f"{address}/v1/stylize", data=data, headers=headers, timeout=120)
+
+    with running([*ANIMEGAN, "run", str(config)], address, tmp_path / "log") as service:
+        refused = paint(bytes(16 * 2**20))
+        assert (refused.status_code, refused.json()["code"]) == (401, "unauthorized")
+        assert refused.headers["WWW-Authenticate"] == 'Bearer realm="animegan-serve"'
+        assert paint(photo_bytes(40, 48), Authorization="Bearer ag_wrong").status_code == 401
+        assert paint(photo_bytes(40, 48), Authorization=f"Bearer {key}").status_code == 200
+        assert requests.get(f"{address}/v1/styles", timeout=10).status_code == 200
+        newer, line = new_key("alice")
+        file.write_text(line)
+        wait_for(lambda: paint(photo_bytes(40, 48), **{"X-API-Key": newer}).status_code == 200, 30)
+        assert paint(photo_bytes(40, 48), **{"X-API-Key": key}).status_code == 401
+        (serving,) = psutil.Process(service.process.pid).children()
+        (folder,) = Path("/tmp").glob(f"animegan-*/ray/session_*_{serving.pid}")
+        logs = [path.read_text(errors="replace") for path in (folder / "logs").rglob("*") if path.is_file()]
+        assert any("POST /v1/stylize 401" in log for log in logs)
+        assert not any(secret in log for log in (service.console(), *logs) for secret in (key, newer))
 
 
 @pytest.mark.parametrize("after_s", [0.5, 1.5, 3, 5])
