@@ -1,6 +1,7 @@
 """The command `animegan`."""
 
 import argparse
+import io
 import os
 import sys
 from collections.abc import Callable
@@ -12,15 +13,21 @@ from serve_app.styles.catalogue import (
     STYLES_DIR_VARIABLE,
     Style,
     default_eps,
+    find_installed,
     installed_styles,
     local_dir,
     read_catalogue,
     shipped_dir,
 )
+from serve_app.styles.text import printable
+
+MAX_CHECKPOINT_BYTES = 2**30  # of a file to import: a generator has 8 MB, and training adds more to a checkpoint
 
 
 def main() -> int:
     """Runs one command, and returns the exit status."""
+    if isinstance(sys.stdout, io.TextIOWrapper):  # a file's name need not be text in the terminal's encoding
+        sys.stdout.reconfigure(errors="backslashreplace")
     options = parse_arguments()
     command: Callable[[argparse.Namespace], int] = options.command
     try:
@@ -108,12 +115,19 @@ def check_configs(options: argparse.Namespace) -> int:
 
 def list_styles(options: argparse.Namespace) -> int:
     """`animegan styles list`."""
-    installed = installed_styles()
-    rows: list[tuple[Style, str]] = [(style, "installed") for style in installed.values()]
+    installed = find_installed()
+    rows: list[tuple[Style, str]] = [
+        (style, "no digest" if name in installed.without_digest else "installed") for name, style in installed.items()
+    ]
     rows += [(style, "can be pulled") for name, style in read_catalogue().items() if name not in installed]
     width = max(len(style.name) for style, _ in rows)
     for style, state in rows:
-        print(f"{style.name:{width}}  {state:13}  {style.resize:5}  {style.title}; licence: {style.licence}")
+        about = printable(f"{style.title}; licence: {style.licence}")
+        print(f"{style.name:{width}}  {state:13}  {style.resize:5}  {about}")
+    for left_out in installed.left_out:
+        print(f"left out: {left_out.reason}")
+    if installed.without_digest:
+        print("no digest: an older version wrote the file, so damage to it would go unnoticed; install it again")
     print(f"\nPulled and imported styles live in {local_dir()} (set {STYLES_DIR_VARIABLE} for another folder).")
     return 0
 
@@ -149,18 +163,15 @@ def import_style(options: argparse.Namespace) -> int:
             resize=options.resize,
             eps=default_eps(options.resize) if options.eps is None else options.eps,
             licence=options.licence,
-            source=f"imported from {options.file.name}",
+            source=f"imported from {printable(options.file.name)}",
             credit=options.credit,
         )
     except ValidationError as error:
         raise StyleError("; ".join(f"--{e['loc'][0]}: {e['msg']}" for e in error.errors())) from None
-    if not options.force and style.name in installed_styles():
+    path = style_path(style.name)
+    if not options.force and (style.name in find_installed() or path.exists()):
         raise StyleError(f"a style {style.name} is installed already; --force replaces it")
-    try:
-        data = options.file.read_bytes()
-    except OSError as error:
-        raise StyleError(f"{options.file} cannot be read: {error.strerror}") from None
-    save_style(read_checkpoint(data, options.file.name), style, style_path(style.name))
+    save_style(read_checkpoint(read_bounded(options.file), options.file.name), style, path)
     report_installed(style)
     return 0
 
@@ -173,6 +184,22 @@ def make_key(options: argparse.Namespace) -> int:
     print(f"The key, for {options.name} alone; it is shown only now:\n\n  {key}\n")
     print(f"The line for the service's key file:\n\n  {line}")
     return 0
+
+
+def read_bounded(path: Path) -> bytes:
+    """Returns the bytes of a file that is to be imported.
+
+    Raises:
+        StyleError: if it cannot be read or is too large.
+    """
+    try:
+        with path.open("rb") as file:
+            data = file.read(MAX_CHECKPOINT_BYTES + 1)
+    except OSError as error:
+        raise StyleError(f"{path} cannot be read: {error.strerror}") from None
+    if len(data) > MAX_CHECKPOINT_BYTES:
+        raise StyleError(f"{path} has more than {MAX_CHECKPOINT_BYTES} bytes; save the generator by itself")
+    return data
 
 
 def export_style(options: argparse.Namespace) -> int:

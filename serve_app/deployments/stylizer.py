@@ -14,7 +14,7 @@ from serve_app.deployments import metrics
 from serve_app.deployments.autoscaling import WorkReport
 from serve_app.deployments.steps import Decoded, Painted
 from serve_app.engine.slots import Slot
-from serve_app.errors import RequestError
+from serve_app.errors import RequestError, UnknownStyle
 from serve_app.frames import Frame, Size
 from serve_app.queueing.batching import Batcher
 from serve_app.settings import Settings, StylizerSettings, load_settings
@@ -55,6 +55,8 @@ class Stylizer:
         Returns:
             A reference to the painted frame, or a refusal: raised, Serve would log a traceback of it.
         """
+        if style not in self.stylist.styles:  # on another node than the Ingress, a file may be missing or damaged
+            return UnknownStyle(f"The style {style!r} cannot be painted here: its file is missing or damaged.")
         frame: Frame = await decoded.frame
         try:
             done = await self.batcher.submit((style, decoded.painted), frame, decoded.painted.pixels, expires_s)

@@ -3,7 +3,7 @@
 import gc
 import logging
 import os
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 
 import numpy as np
@@ -16,7 +16,7 @@ from serve_app.engine.host_memory import available_bytes
 from serve_app.engine.memory import MemoryModel
 from serve_app.engine.slots import CPU_STACK_PIXELS, Slot, WorkerSlots
 from serve_app.engine.streaming import StripGenerator
-from serve_app.errors import DeviceError, OutOfMemory, RequestError
+from serve_app.errors import DeviceError, OutOfMemory, RequestError, StyleError
 from serve_app.frames import Device, Frame, Precision, Size
 from serve_app.settings import Settings
 from serve_app.styles.catalogue import InstalledStyle
@@ -49,7 +49,7 @@ class Stylist:
 
     Raises:
         DeviceError: if the device is missing, or a GPU was granted that cannot be used.
-        StyleError: if a style's file is damaged.
+        StyleError: if no style can be loaded. One that is damaged is left out while there are others.
     """
 
     def __init__(
@@ -76,6 +76,11 @@ class Stylist:
         self._generators = self._threads[0].submit(self._load, styles).result()
         memory_bytes = settings.memory_bytes or free_memory(self.device, memory_share)
         self.slots = WorkerSlots(threads, MemoryModel(self.precision, self.allocator), memory_bytes, stack_pixels)
+
+    @property
+    def styles(self) -> Collection[str]:
+        """The names of the styles that it can paint in."""
+        return self._generators.keys()
 
     def describe(self) -> str:
         """Returns one line for the log: the device, the precision, the allocator and the budget."""
@@ -127,10 +132,19 @@ class Stylist:
 
     def _load(self, styles: dict[str, InstalledStyle]) -> dict[str, StripGenerator]:
         storage, compute = DTYPES[self.precision], compute_dtype(self.precision, self.device)
-        return {
-            name: StripGenerator(load_generator(style).to(self.device), style.resize, storage, compute)
-            for name, style in styles.items()
-        }
+        generators: dict[str, StripGenerator] = {}
+        reasons: list[str] = []
+        for name, style in styles.items():
+            try:
+                generator = load_generator(style).to(self.device)
+            except StyleError as error:
+                reasons.append(str(error))
+                logger.warning("the style %s is left out: %s", name, error)
+                continue
+            generators[name] = StripGenerator(generator, style.resize, storage, compute)
+        if not generators:
+            raise StyleError("; ".join(reasons) or "no style is installed that could be loaded")
+        return generators
 
     def _paint_slot(self, slot: Slot, style: str, frames: Sequence[Frame]) -> Outcomes:
         try:

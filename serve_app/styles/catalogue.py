@@ -1,25 +1,32 @@
 """The catalogue of styles: the installed ones, and those that can be downloaded.
 
-An installed style is one safetensors file that describes itself in its header. The file `catalogue.toml` beside the
-shipped styles lists those that can be pulled.
+An installed style is one safetensors file that describes itself in its header. A file that is damaged is left out, and
+the others are served. The file `catalogue.toml` beside the shipped styles lists those that can be pulled.
 """
 
 import json
+import logging
 import os
+import stat
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-from pydantic import Field, ValidationError
-from safetensors import SafetensorError, safe_open
+from pydantic import Field
 
 from serve_app.errors import StyleError, UnknownStyle
 from serve_app.frames import ResizeMode
 from serve_app.settings import StrictModel
+from serve_app.styles.integrity import DESCRIPTION, StyleContent, parse, verify
+from serve_app.styles.text import Text, printable
+
+logger = logging.getLogger(__name__)
 
 STYLES_DIR_VARIABLE = "ANIMEGAN_STYLES_DIR"
 CATALOGUE = "catalogue.toml"
+SUFFIX = ".safetensors"
+MAX_STYLE_BYTES = 64 * 2**20  # of one file; a style has 8.6 MB in float32
 
 
 class Style(StrictModel):
@@ -36,12 +43,12 @@ class Style(StrictModel):
     """
 
     name: str = Field(pattern=r"^[a-z0-9][a-z0-9_-]{0,63}$")
-    title: str
+    title: Text
     resize: ResizeMode
-    eps: float = Field(gt=0, allow_inf_nan=False)
-    licence: str
-    source: str
-    credit: str
+    eps: float = Field(gt=0, le=1, allow_inf_nan=False)
+    licence: Text
+    source: Text
+    credit: Text
 
     @property
     def multiple(self) -> int:
@@ -49,8 +56,8 @@ class Style(StrictModel):
         return 1 if self.resize == "align" else 4
 
     def to_header(self) -> dict[str, str]:
-        """Returns the header of its safetensors file, which can hold only strings."""
-        return {"animegan_style": self.model_dump_json()}
+        """Returns its description for the header of its safetensors file, which can hold only strings."""
+        return {DESCRIPTION: self.model_dump_json()}
 
 
 class CatalogueEntry(Style):
@@ -88,40 +95,139 @@ def read_catalogue() -> dict[str, CatalogueEntry]:
     return {entry["name"]: CatalogueEntry(**entry) for entry in entries}
 
 
-def installed_styles(setting: Path | None = None) -> dict[str, "InstalledStyle"]:
-    """Reads the styles that can paint now, by name; a file in the local folder overrides a shipped style of its name.
-
-    Raises:
-        StyleError: if a style file cannot be read, naming the file.
-    """
-    folders = dict.fromkeys([shipped_dir(), local_dir(setting)])
-    paths = [path for folder in folders for path in sorted(folder.glob("*.safetensors"))]
-    return {style.name: style for style in map(read_installed, paths)}
-
-
 class InstalledStyle(Style):
     """A style whose file is on this machine."""
 
     path: Path
 
 
+class LeftOut(NamedTuple):
+    """A file in a folder of styles that cannot be used: the name of the style, and a sentence that says why."""
+
+    name: str
+    reason: str
+
+
+class InstalledStyles(dict[str, InstalledStyle]):
+    """The styles that can paint now, by name.
+
+    Attributes:
+        left_out: files that cannot be used.
+        without_digest: names of styles whose files carry no digest, because an older version wrote them.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.left_out: list[LeftOut] = []
+        self.without_digest: set[str] = set()
+
+    def add_folder(self, folder: Path) -> None:
+        """Adds the styles of a folder, which override those of the same names.
+
+        A file that is left out overrides too: nobody should get the paintings of another style under its name.
+        """
+        found: list[tuple[InstalledStyle, StyleContent]] = []
+        for path in self._files(folder):
+            try:
+                found.append(read_style(path))
+            except StyleError as error:
+                self.left_out.append(LeftOut(path.stem, str(error)))
+                self.pop(path.stem, None)
+        found.sort(key=lambda each: each[0].path.stem != each[0].name)  # of two, the one where `import` would write it
+        added: dict[str, InstalledStyle] = {}
+        for style, content in found:
+            if style.name in added:
+                paths = f"{printable(style.path)} is the style {style.name}, and so is {added[style.name].path}"
+                self.left_out.append(LeftOut(style.path.stem, f"{printable(paths)}; remove one of them."))
+                continue
+            added[style.name] = style
+            (self.without_digest.discard if content.has_digest else self.without_digest.add)(style.name)
+        self.update(added)
+
+    def _files(self, folder: Path) -> list[Path]:
+        try:
+            return sorted(path for path in folder.iterdir() if path.name.endswith(SUFFIX))
+        except FileNotFoundError:
+            return []
+        except OSError as error:
+            self.left_out.append(LeftOut("", f"{printable(folder)} cannot be read: {error.strerror}."))
+            return []
+
+
+def find_installed(setting: Path | None = None) -> InstalledStyles:
+    """Reads the styles that can paint now; a file in the local folder overrides a shipped style of its name."""
+    styles = InstalledStyles()
+    for folder in dict.fromkeys([shipped_dir(), local_dir(setting)]):
+        styles.add_folder(folder)
+    return styles
+
+
+def installed_styles(setting: Path | None = None) -> InstalledStyles:
+    """Reads the styles that can paint now, and logs a warning of each file that is left out or has no digest."""
+    styles = find_installed(setting)
+    for left_out in styles.left_out:
+        logger.warning("a style is left out: %s", left_out.reason)
+    for name in sorted(styles.without_digest):
+        logger.warning(
+            "%s has no digest, because an older version wrote it. Damage to it would go unnoticed: install it again.",
+            printable(styles[name].path),
+        )
+    return styles
+
+
 def read_installed(path: Path) -> InstalledStyle:
-    """Reads the description of a style from the header of its file.
+    """Reads the description of a style from the header of its file, and verifies the whole file.
 
     Raises:
         StyleError: if the file is damaged or is not a style of this service.
     """
+    return read_style(path)[0]
+
+
+def read_style(path: Path) -> tuple[InstalledStyle, StyleContent]:
+    """Reads and verifies the file of a style.
+
+    Raises:
+        StyleError: if the file is damaged or is not a style of this service.
+    """
+    data = read_file(path)
+    name = printable(path)
     try:
-        with safe_open(path, framework="numpy") as file:
-            header: dict[str, str] = file.metadata() or {}
-        description: dict[str, Any] = json.loads(header["animegan_style"])
-        return InstalledStyle(**description, path=path)
-    except (OSError, SafetensorError) as error:
-        raise StyleError(f"{path} is damaged and cannot be read as a style: {error}") from error
-    except (KeyError, TypeError, ValueError, ValidationError) as error:
+        content = parse(data)
+    except StyleError as error:
+        raise StyleError(f"{name} is damaged and cannot be read as a style: {error}") from error
+    try:
+        description: dict[str, Any] = json.loads(content.header[DESCRIPTION])
+        style = InstalledStyle(**description, path=path)
+    except (KeyError, TypeError, ValueError, RecursionError) as error:
+        if content.has_digest:
+            raise StyleError(f"{name} is damaged: its description cannot be read; install it again.") from error
         raise StyleError(
-            f"{path} does not describe itself as a style; install it with `animegan styles import`."
+            f"{name} does not describe itself as a style; install it with `animegan styles import`."
         ) from error
+    try:
+        verify(content)
+    except StyleError as error:
+        raise StyleError(f"{name} is damaged: {error}; install it again.") from error
+    return style, content
+
+
+def read_file(path: Path) -> bytes:
+    """Returns the bytes of a style's file.
+
+    Raises:
+        StyleError: if it cannot be read, is no regular file (opening a pipe would wait for ever), or is too large.
+    """
+    try:
+        status = path.stat()
+        if not stat.S_ISREG(status.st_mode):
+            kind = "a folder" if stat.S_ISDIR(status.st_mode) else "a pipe or a device"
+            raise StyleError(f"{printable(path)} is {kind}, not the file of a style.")
+        if status.st_size > MAX_STYLE_BYTES:
+            raise StyleError(f"{printable(path)} has {status.st_size} bytes; a style has at most {MAX_STYLE_BYTES}.")
+        return path.read_bytes()
+    except OSError as error:
+        raise StyleError(f"{printable(path)} cannot be read: {error.strerror}.") from error
 
 
 def find_style(
@@ -138,7 +244,13 @@ def find_style(
         UnknownStyle: naming the styles that are installed.
     """
     if name not in styles:
-        known = ", ".join(sorted(styles))
+        known = ", ".join(sorted(styles)) or "none"
+        left_out = styles.left_out if isinstance(styles, InstalledStyles) else []
+        if any(name == each.name for each in left_out):
+            raise UnknownStyle(
+                f"The style {name[:64]!r} is left out, because its file cannot be used; the log says why. Installed "
+                f"are: {known}."
+            )
         pull = f" `animegan styles pull {name}` and a restart install it." if name in (catalogue or {}) else ""
         raise UnknownStyle(f"There is no style {name[:64]!r} here; installed are: {known}.{pull}")
     return styles[name]

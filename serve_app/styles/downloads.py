@@ -8,6 +8,7 @@ from tqdm import tqdm
 
 from serve_app.errors import StyleError
 from serve_app.styles.catalogue import CatalogueEntry
+from serve_app.styles.formats import GIT_LFS, WEB_PAGE, identify
 
 MIRROR_VARIABLE = "ANIMEGAN_WEIGHTS_MIRROR"
 CONNECT_TIMEOUT_S, READ_TIMEOUT_S = 10, 30
@@ -75,8 +76,10 @@ def verify(data: bytes, entry: CatalogueEntry) -> None:
     """Checks a file against the size and every digest that the catalogue has of it.
 
     Raises:
-        StyleError: if one differs.
+        StyleError: if one differs. A web page in place of the file is called that.
     """
+    if (what := identify(data)) in (GIT_LFS, WEB_PAGE):
+        raise StyleError(f"{entry.file} came as {what}; nothing was kept.")
     if entry.bytes is not None and len(data) != entry.bytes:
         raise StyleError(f"{entry.file} came with {len(data)} bytes instead of {entry.bytes}; nothing was kept.")
     known = {"sha256": entry.sha256, "git blob id": entry.git_blob}

@@ -14,6 +14,8 @@ from serve_app.styles.catalogue import Style
 def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
     """One service for all tests of this folder: configs/local.yaml with batches, a short queue and a second style.
 
+    A third style is damaged.
+
     X-Forwarded-For identifies the clients.
     """
     from seeding import seeded_state
@@ -35,6 +37,7 @@ def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
         name="second", title="Second", resize="align", eps=1e-5, licence="test", source="test", credit="test"
     )
     save_style(weights, second, styles / "second.safetensors")
+    (styles / "damaged.safetensors").write_bytes((styles / "second.safetensors").read_bytes()[:-1] + b"?")
     environment = {"ANIMEGAN_STYLES_DIR": str(styles)}
     with running([*ANIMEGAN, "run", str(config)], address, Path(folder / "log"), env=environment) as started:
         yield started

@@ -75,6 +75,13 @@ def test_two_styles_are_served_by_one_replica(service: Service) -> None:
     assert len(service.replicas("Stylizer")) == 1
 
 
+def test_damaged_style_is_named_at_start_and_is_404(service: Service) -> None:
+    assert "damaged.safetensors is damaged: its content does not match its digest" in service.console()
+    refused = stylize(service, photo_bytes(40, 48), style="damaged")
+    assert (refused.status_code, problem(refused)["code"]) == (404, "unknown-style")
+    assert problem(refused)["detail"].startswith("The style 'damaged' is left out, because its file cannot be used")
+
+
 def test_images_sent_together_equal_the_same_images_sent_alone(service: Service) -> None:
     photos = [photo_bytes(96, 128, seed=seed) for seed in range(8)]
     alone = [np.asarray(opened(stylize(service, photo, format="png").content), float) for photo in photos]

@@ -170,6 +170,15 @@ def test_value_that_serve_takes_and_nothing_can_work_with_is_named(
     assert any(finding.startswith(f"{path}: {said}") for finding in findings(changed(place, value)))
 
 
+def test_default_style_whose_file_is_damaged_is_named(findings: Findings, styles_dir: Path) -> None:
+    (styles_dir / "mine.safetensors").write_bytes(b"damaged")
+    assert findings(PROD) == []
+    assert findings(changed((*INGRESS, "user_config", "default_style"), "mine")) == [
+        "applications.0.deployments.0.user_config.default_style: The style 'mine' is left out, because its file cannot "
+        "be used; the log says why. Installed are: toon."
+    ]
+
+
 def test_time_limit_of_serve_that_is_not_above_that_of_the_ingress_is_named(findings: Findings) -> None:
     (finding,) = findings(changed(("http_options", "request_timeout_s"), 55))
     assert finding.startswith("http_options.request_timeout_s: 55 is not above the Ingress's timeout_s (55)")

@@ -2,13 +2,16 @@ import hashlib
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import pytest
+from helpers import make_style
+from safetensors.torch import save_file
 from shared import ROOT
+from torch import Tensor
 
-from serve_app.errors import StyleError
+from serve_app.engine.checkpoints import save_style
 from serve_app.styles.catalogue import installed_styles, read_installed
 from serve_app.web.keys import parse_keys
 
@@ -88,8 +91,8 @@ def test_import_refuses_the_shipped_styles_name(file: Path, styles_dir: Path, an
 
 def test_import_by_force_mends_a_damaged_style(file: Path, styles_dir: Path, animegan: RunCommand) -> None:
     (styles_dir / "mine.safetensors").write_bytes(b"damaged")
-    with pytest.raises(StyleError):
-        installed_styles()
+    assert animegan("styles", "import", file, "--name", "mine", "--resize", "align") == 1
+    assert "mine" not in installed_styles()
     assert animegan("styles", "import", file, "--name", "mine", "--resize", "align", "--force") == 0
     assert "mine" in installed_styles()
 
@@ -108,7 +111,36 @@ def test_import_of_a_file_that_is_no_checkpoint_is_one_line(
     path = tmp_path / "photo.pt"
     path.write_bytes(b"")
     assert animegan("styles", "import", path, "--name", "mine", "--resize", "align") == 1
-    assert capsys.readouterr().err == "animegan: photo.pt is truncated, damaged, or not a PyTorch checkpoint.\n"
+    assert capsys.readouterr().err == "animegan: photo.pt is empty.\n"
+
+
+def test_import_of_a_file_that_does_not_end_is_one_line(
+    styles_dir: Path, animegan: RunCommand, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("serve_app.cli.main.MAX_CHECKPOINT_BYTES", 1000)
+    assert animegan("styles", "import", "/dev/zero", "--name", "mine", "--resize", "align") == 1
+    assert capsys.readouterr().err == ("animegan: /dev/zero has more than 1000 bytes; save the generator by itself\n")
+
+
+def test_import_of_a_file_whose_name_is_not_utf_8(
+    file: Path, styles_dir: Path, animegan: RunCommand, capsys: pytest.CaptureFixture[str]
+) -> None:
+    odd = file.rename(file.with_name(os.fsdecode(b"caf\xe9.pt")))
+    assert animegan("styles", "import", odd, "--name", "mine", "--resize", "align") == 0
+    assert installed_styles()["mine"].source == r"imported from caf\xe9.pt"
+    odd.write_bytes(b"")
+    assert animegan("styles", "import", odd, "--name", "mine", "--resize", "align", "--force") == 1
+    assert capsys.readouterr().err == "animegan: caf\\xe9.pt is empty.\n"
+
+
+@pytest.mark.parametrize("option", ["title", "licence", "credit"])
+def test_import_refuses_a_description_that_is_not_utf_8(
+    file: Path, styles_dir: Path, animegan: RunCommand, capsys: pytest.CaptureFixture[str], option: str
+) -> None:
+    odd = os.fsdecode(b"--" + option.encode() + b"=caf\xe9")
+    assert animegan("styles", "import", file, "--name", "mine", "--resize", "align", odd) == 1
+    assert capsys.readouterr().err == f"animegan: --{option}: is not UTF-8 text\n"
+    assert list(styles_dir.iterdir()) == []
 
 
 def test_import_into_a_folder_that_cannot_be_written_is_one_line(
@@ -133,6 +165,43 @@ def test_list_shows_the_shipped_style_the_catalogue_and_the_folder(
     assert states["paprika"] == "can be pulled"
     assert not empty
     assert str(styles_dir) in folder
+
+
+def run_list(styles_dir: Path, **environment: str) -> "subprocess.CompletedProcess[bytes]":
+    """`animegan styles list` in a process of its own, whose output is not pytest's."""
+    script = "import sys; from serve_app.cli.main import main; sys.argv = ['animegan', 'styles', 'list']; main()"
+    environment = os.environ | {"ANIMEGAN_STYLES_DIR": str(styles_dir)} | environment
+    return subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True)
+
+
+def test_list_shows_what_is_left_out_and_why(
+    styles_dir: Path, weights: Mapping[str, Tensor], animegan: RunCommand, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = styles_dir / "mine.safetensors"
+    save_style(weights, make_style("mine"), path)
+    path.write_bytes(path.read_bytes()[:-1] + b"?")
+    save_file(dict(weights), styles_dir / "old.safetensors", metadata=make_style("old").to_header())
+    assert animegan("styles", "list") == 0
+    said = capsys.readouterr()
+    assert f"\nleft out: {path} is damaged: its content does not match its digest, " in said.out
+    assert "\nold                no digest      align  Seeded; licence: MIT\n" in said.out
+    assert "\nno digest: an older version wrote the file" in said.out
+    assert "\nmine" not in said.out
+    assert said.err == ""
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "ascii", "latin-1"])
+def test_list_shows_names_and_titles_that_the_terminal_cannot(
+    tmp_path: Path, weights: Mapping[str, Tensor], encoding: str
+) -> None:
+    folder = tmp_path / os.fsdecode(b"d\xe9j\xe0")
+    save_style(weights, make_style("mine", title="Añejo 雨\x1b[2J"), folder / "mine.safetensors")
+    (folder / os.fsdecode(b"\xff.safetensors")).touch()
+    listed = run_list(folder, PYTHONIOENCODING=encoding)
+    assert (listed.returncode, listed.stderr) == (0, b"")
+    assert rb"\x1b[2J; licence: MIT" in listed.stdout
+    assert b"left out: " in listed.stdout
+    assert listed.stdout.decode(encoding)
 
 
 def test_check_is_content_with_the_shipped_configs(animegan: RunCommand, capsys: pytest.CaptureFixture[str]) -> None:

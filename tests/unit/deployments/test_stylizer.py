@@ -8,10 +8,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from ray import ObjectRef
 
 from serve_app.deployments import stylizer as module
+from serve_app.deployments.steps import Decoded
 from serve_app.deployments.stylizer import Key, Stylizer
 from serve_app.engine.stylist import Stylist
+from serve_app.errors import UnknownStyle
 from serve_app.frames import Frame, Size
 from serve_app.queueing.batching import Done
 from serve_app.settings import Settings
@@ -97,6 +100,13 @@ def test_frames_that_wait_together_share_batches_and_are_painted_as_if_alone(
             assert np.abs(one.result.astype(int) - other.result).max() <= 1
 
     asyncio.run(scene())
+
+
+def test_style_that_this_replica_has_left_out_is_refused_with_404(stylizer: Stylizer) -> None:
+    frame: ObjectRef[Any] = ObjectRef.nil()
+    refusal = asyncio.run(stylizer.paint(Decoded(frame, None, FIRST, FIRST, 1.0), "missing"))
+    assert isinstance(refusal, UnknownStyle)
+    assert str(refusal) == "The style 'missing' cannot be painted here: its file is missing or damaged."
 
 
 def test_small_image_is_painted_before_a_large_one_that_arrived_first(

@@ -53,18 +53,26 @@ def test_truncated_safetensors_is_refused(weights: Weights, length: int) -> None
 
 
 @pytest.mark.parametrize(
-    "data",
+    ("data", "said"),
     [
-        b"",
-        np.random.default_rng(0).bytes(4096),
-        b"<!DOCTYPE html><title>404</title>",
-        b'{"message": "Not Found"}',
-        b"version https://git-lfs.github.com/spec/v1\n",
+        (b"", "odd.pt is empty."),
+        (np.random.default_rng(0).bytes(4096), DAMAGED),
+        (b"<!DOCTYPE html><title>404</title>", "odd.pt is a web page; download the file itself, by its raw address."),
+        (b'{"message": "Not Found"}', "odd.pt is a JSON document."),
+        (
+            b"version https://git-lfs.github.com/spec/v1\n",
+            "odd.pt is a Git LFS pointer, not the file itself; `git lfs pull` fetches that.",
+        ),
     ],
     ids=["empty", "random", "html", "json", "lfs-pointer"],
 )
-def test_bytes_that_are_no_checkpoint_are_refused_without_a_warning_of_code(data: bytes) -> None:
-    assert refusal(data) == DAMAGED
+def test_bytes_that_are_no_checkpoint_are_refused_without_a_warning_of_code(data: bytes, said: str) -> None:
+    assert refusal(data) == said
+
+
+def test_part_of_a_tensorflow_checkpoint_is_known_by_its_name() -> None:
+    with pytest.raises(StyleError, match="is a TensorFlow file; convert the checkpoint"):
+        read_checkpoint(np.random.default_rng(0).bytes(4096), "AnimeGANv2.ckpt.data-00000-of-00001")
 
 
 class Trap:
@@ -98,22 +106,85 @@ def test_pickled_module_is_refused() -> None:
     assert refusal(torch_bytes(nn.Conv2d(1, 1, 1))) == HOLDS_CODE
 
 
-@pytest.mark.parametrize(
-    "content",
-    [[torch.ones(1)], torch.ones(1), {"state_dict": {"weight": torch.ones(1)}}, {"epoch": 3}],
-    ids=["list", "tensor", "wrapped", "numbers"],
-)
+@pytest.mark.parametrize("content", [[torch.ones(1)], torch.ones(1), {}], ids=["list", "tensor", "nothing"])
 def test_checkpoint_that_is_no_plain_state_dict_is_refused(content: object) -> None:
     assert refusal(torch_bytes(content)) == "odd.pt is not a plain state dict of tensors."
 
 
-def test_missing_and_unknown_keys_are_counted_and_the_first_named(weights: Weights) -> None:
-    renamed = {f"model.{key}": weight for key, weight in weights.items()}
-    first = next(iter(weights))
-    assert refusal(torch_bytes(renamed)) == (
-        f"odd.pt is not an AnimeGANv2 generator: {len(weights)} keys missing, the first {first}; "
-        f"{len(weights)} keys unknown, the first model.{first}"
+def test_checkpoint_without_tensors_is_refused_with_its_keys() -> None:
+    content = {"epoch": 3, "args": {"lr": 0.1}, 5: None, "a": 1, "b": 2, "c": 3}
+    assert refusal(torch_bytes(content)) == (
+        "odd.pt is not a plain state dict of tensors; it holds epoch, args, 5, a, b …."
     )
+
+
+def prefixed(weights: Weights, prefix: str) -> dict[str, Tensor]:
+    return {prefix + key: weight for key, weight in weights.items()}
+
+
+OTHER = {"weight": torch.ones(3)}  # of another network
+
+
+@pytest.mark.parametrize("prefix", ["module.", "_orig_mod.", "generator.", "netG.module.", "model._orig_mod.module."])
+def test_prefix_of_all_keys_is_taken_off(weights: Weights, prefix: str) -> None:
+    read = read_checkpoint(torch_bytes(prefixed(weights, prefix)), "good.pt")
+    assert read.keys() == weights.keys()
+
+
+@pytest.mark.parametrize(
+    "wrap",
+    [
+        lambda weights: {"state_dict": weights},
+        lambda weights: {"model": weights, "epoch": 3, "optimizer": {"state": {0: {"exp_avg": torch.ones(3)}}}},
+        lambda weights: {"generator": dict(weights), "discriminator": OTHER},
+        lambda weights: {"params_ema": weights, "params": {**weights, LAST: torch.zeros_like(weights[LAST])}},
+        lambda weights: {"state_dict": prefixed(weights, "generator.") | prefixed(OTHER, "discriminator.")},
+        lambda weights: {"n_averaged": torch.tensor(7)} | prefixed(weights, "module."),
+        lambda weights: {"checkpoint": {"models": [OTHER, {"state_dict": prefixed(weights, "module.")}]}},
+        lambda weights: {"step": 5, **weights},
+        lambda weights: {"generator": weights, "again": weights},
+    ],
+    ids=["state_dict", "model", "gan", "ema", "lightning", "swa", "deep", "flat with a number", "the same twice"],
+)
+def test_weights_within_a_checkpoint_are_found(weights: Weights, wrap: Callable[[Weights], Any]) -> None:
+    read = read_checkpoint(torch_bytes(wrap(weights)), "good.pt")
+    assert read.keys() == weights.keys()
+    assert all(torch.equal(read[key], weights[key]) for key in weights)
+
+
+def test_average_that_was_taken_is_said(weights: Weights, caplog: pytest.LogCaptureFixture) -> None:
+    copy = {key: weight.clone() for key, weight in weights.items()}
+    read_checkpoint(torch_bytes({"student": weights, "average": copy}), "good.pt")
+    assert caplog.messages == ["good.pt holds several generators; average was taken, an average"]
+
+
+def test_two_generators_of_which_none_is_an_average_are_refused(weights: Weights) -> None:
+    copy = {key: weight.clone() for key, weight in weights.items()}
+    assert refusal(torch_bytes({"netG_A": weights, "netG_B": prefixed(copy, "module.")})) == (
+        "odd.pt holds several generators (netG_A, netG_B.module); save the state dict of one of them by itself."
+    )
+
+
+def test_mapping_within_itself_is_read_once() -> None:
+    content: dict[str, Any] = {"weight": torch.ones(3)}
+    content["self"] = [content]
+    assert refusal(torch_bytes(content)).startswith("odd.pt is not an AnimeGANv2 generator: ")
+
+
+def test_error_names_the_inner_key_under_which_the_closest_weights_are(weights: Weights) -> None:
+    without = {key: weight for key, weight in prefixed(weights, "module.").items() if not key.endswith(LAST)}
+    assert refusal(torch_bytes({"optimizer": OTHER, "params_ema": without})) == (
+        f"odd.pt is not an AnimeGANv2 generator, in params_ema.module: 1 keys missing, the first {LAST}"
+    )
+    assert refusal(torch_bytes({"state_dict": OTHER})) == (
+        f"odd.pt is not an AnimeGANv2 generator, in state_dict: {len(weights)} keys missing, the first "
+        f"{next(iter(weights))}; 1 keys unknown, the first weight"
+    )
+
+
+def test_wrong_weight_is_named_with_the_keys_that_lead_to_it(weights: Weights) -> None:
+    content = {"params_ema": prefixed({**weights, LAST: torch.ones(4, 32, 1, 1)}, "module.")}
+    assert refusal(torch_bytes(content)) == f"odd.pt: params_ema.module.{LAST} is (4, 32, 1, 1), not (3, 32, 1, 1)"
 
 
 def test_one_missing_key_is_named(weights: Weights) -> None:
@@ -140,8 +211,31 @@ def test_values_that_are_not_finite_are_refused(weights: Weights, value: float) 
     assert refusal(torch_bytes({**weights, LAST: poisoned})) == f"odd.pt: {LAST} holds values that are not finite"
 
 
+@pytest.mark.parametrize("value", [1e300, -1e39])
+def test_values_that_do_not_fit_float32_are_refused(weights: Weights, value: float) -> None:
+    large = weights[LAST].double()
+    large[0, 0] = value
+    assert refusal(torch_bytes({**weights, LAST: large})) == f"odd.pt: {LAST} holds values that do not fit float32"
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16, torch.float16, torch.float8_e5m2])
+def test_other_floating_point_types_are_read(weights: Weights, dtype: torch.dtype) -> None:
+    read = read_checkpoint(torch_bytes({**weights, LAST: weights[LAST].to(dtype)}), "good.pt")
+    assert read[LAST].dtype == dtype
+
+
 @pytest.mark.filterwarnings("ignore:Validating sparse tensor")
-@pytest.mark.parametrize("change", [Tensor.to_sparse, lambda weight: weight.to("meta")], ids=["sparse", "meta"])
+@pytest.mark.parametrize(
+    "change",
+    [
+        Tensor.to_sparse,
+        lambda weight: weight.to("meta"),
+        Tensor.int,
+        Tensor.bool,
+        lambda weight: weight.to(torch.complex64),
+    ],
+    ids=["sparse", "meta", "integers", "booleans", "complex"],
+)
 def test_tensor_without_plain_values_is_refused(weights: Weights, change: Callable[[Tensor], Tensor]) -> None:
     assert LAST in refusal(torch_bytes({**weights, LAST: change(weights[LAST])}))
 
@@ -152,6 +246,14 @@ def test_weights_that_share_memory_are_saved(weights: Weights, tmp_path: Path) -
     path = tmp_path / "tied.safetensors"
     save_style(read_checkpoint(torch_bytes(tied), "tied.pt"), make_style("tied"), path)
     assert torch.equal(load_generator(read_installed(path)).state_dict()["block_a.2.2.bias"], ones)
+
+
+def test_weights_that_do_not_fit_the_type_of_the_style_are_not_saved(weights: Weights, tmp_path: Path) -> None:
+    large = {**weights, LAST: torch.full((3, 32, 1, 1), 70_000.0)}
+    with pytest.raises(StyleError) as caught:
+        save_style(large, make_style(), tmp_path / "seeded.safetensors", dtype=torch.float16)
+    assert str(caught.value) == f"{LAST} of seeded holds values that do not fit float16"
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_failed_save_leaves_nothing_behind(weights: Weights, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -207,3 +309,22 @@ def test_style_whose_file_was_damaged_after_installation_is_refused(weights: Wei
     with pytest.raises(StyleError) as caught:
         load_generator(style)
     assert str(caught.value).startswith(f"{path} is damaged: ")
+
+
+def test_bit_that_flips_between_listing_and_loading_is_noticed(weights: Weights, tmp_path: Path) -> None:
+    path = tmp_path / "seeded.safetensors"
+    save_style(weights, make_style(), path)
+    style = read_installed(path)
+    data = bytearray(path.read_bytes())
+    data[-1] ^= 1
+    path.write_bytes(data)
+    with pytest.raises(StyleError, match="is damaged: its content does not match its digest"):
+        load_generator(style)
+
+
+def test_damaged_style_is_not_imported(weights: Weights, tmp_path: Path) -> None:
+    path = tmp_path / "seeded.safetensors"
+    save_style(weights, make_style(), path)
+    whole = path.read_bytes()
+    assert read_checkpoint(whole, "odd.pt").keys() == weights.keys()
+    assert refusal(whole[:-1] + bytes([whole[-1] ^ 1])) == ("odd.pt is damaged: its content does not match its digest.")

@@ -24,7 +24,7 @@ from serve_app.engine.stylist import (
     count_threads,
     free_memory,
 )
-from serve_app.errors import DeviceError, OutOfMemory, TooLargeToPaint
+from serve_app.errors import DeviceError, OutOfMemory, StyleError, TooLargeToPaint
 from serve_app.frames import Device, Frame, Precision, Size
 from serve_app.settings import Settings
 from serve_app.styles.catalogue import InstalledStyle
@@ -348,6 +348,32 @@ def test_image_that_finds_no_memory_beside_others_is_painted_alone(
 
     monkeypatch.setattr(wide_stylist, "_forward", scarce)
     assert max(map(worst_difference, alone, paint_all(wide_stylist, "seeded", frames))) <= 1
+
+
+def damaged_copy(style: InstalledStyle, folder: Path) -> InstalledStyle:
+    path = folder / "damaged.safetensors"
+    data = bytearray(style.path.read_bytes())
+    data[-1] ^= 1
+    path.write_bytes(data)
+    return style.model_copy(update={"path": path})
+
+
+def test_damaged_style_is_left_out_and_said_and_the_others_are_loaded(
+    seeded_style: InstalledStyle, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    damaged = damaged_copy(seeded_style, tmp_path)
+    stylist = Stylist({"damaged": damaged, "seeded": seeded_style}, Settings(device="cpu", threads=1))
+    assert list(stylist.styles) == ["seeded"]
+    (said,) = caplog.messages
+    assert said.startswith(f"the style damaged is left out: {damaged.path} is damaged: ")
+
+
+def test_stylist_without_any_style_does_not_start(seeded_style: InstalledStyle, tmp_path: Path) -> None:
+    damaged = damaged_copy(seeded_style, tmp_path)
+    with pytest.raises(StyleError, match="its content does not match its digest"):
+        Stylist({"damaged": damaged}, Settings(device="cpu", threads=1))
+    with pytest.raises(StyleError, match="no style is installed"):
+        Stylist({}, Settings(device="cpu", threads=1))
 
 
 def test_warm_up_paints_in_every_style(seeded_style: InstalledStyle, monkeypatch: pytest.MonkeyPatch) -> None:

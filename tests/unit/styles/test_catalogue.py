@@ -1,4 +1,6 @@
-from collections.abc import Mapping
+import errno
+import os
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -94,12 +96,121 @@ def test_local_folder_need_not_exist(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("content", [b"", b"not safetensors at all", b"\x10\0\0\0\0\0\0\0{"])
-def test_damaged_style_is_named(styles_dir: Path, content: bytes) -> None:
+def test_damaged_style_is_left_out_and_named(styles_dir: Path, content: bytes) -> None:
     path = styles_dir / "hurt.safetensors"
     path.write_bytes(content)
-    with pytest.raises(StyleError) as caught:
-        installed_styles()
-    assert str(caught.value).startswith(f"{path} is damaged and cannot be read as a style: ")
+    styles = installed_styles()
+    assert list(styles) == ["toon"]
+    ((name, reason),) = styles.left_out
+    assert name == "hurt"
+    assert reason.startswith(f"{path} is damaged and cannot be read as a style: ")
+
+
+def make_folder(path: Path) -> None:
+    path.mkdir()
+
+
+def make_loop(path: Path) -> None:
+    path.symlink_to(path)
+
+
+def make_dangling(path: Path) -> None:
+    path.symlink_to(path.with_name("nowhere"))
+
+
+def make_large(path: Path) -> None:
+    with path.open("wb") as file:
+        file.truncate(2**31)  # a hole, which takes no space
+
+
+@pytest.mark.parametrize(
+    ("make", "said"),
+    [
+        (make_folder, "is a folder, not the file of a style."),
+        (os.mkfifo, "is a pipe or a device, not the file of a style."),
+        (make_loop, "cannot be read: Too many levels of symbolic links."),
+        (make_dangling, "cannot be read: No such file or directory."),
+        (make_large, f"has {2**31} bytes; a style has at most {2**26}."),
+    ],
+)
+def test_what_is_no_file_of_a_style_is_left_out_and_named(
+    styles_dir: Path, make: Callable[[Path], None], said: str
+) -> None:
+    path = styles_dir / "odd.safetensors"
+    make(path)
+    styles = installed_styles()
+    assert list(styles) == ["toon"]
+    assert styles.left_out == [("odd", f"{path} {said}")]
+
+
+def test_file_that_may_not_be_read_is_left_out_and_named(
+    weights: Mapping[str, Tensor], styles_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = styles_dir / "mine.safetensors"
+    save_style(weights, make_style("mine"), path)
+    read_bytes = Path.read_bytes
+
+    def refuse(file: Path) -> bytes:  # root, who may run the tests, may read everything
+        if file == path:
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+        return read_bytes(file)
+
+    monkeypatch.setattr(Path, "read_bytes", refuse)
+    assert installed_styles().left_out == [("mine", f"{path} cannot be read: Permission denied.")]
+
+
+def test_folder_that_cannot_be_listed_is_said(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    path.touch()
+    styles = installed_styles(path)
+    assert list(styles) == ["toon"]
+    assert [reason for _, reason in styles.left_out] == [f"{path} cannot be read: Not a directory."]
+
+
+def test_of_two_files_of_one_style_the_one_with_its_name_is_served(
+    weights: Mapping[str, Tensor], styles_dir: Path
+) -> None:
+    for name in ("a-copy", "mine", "z-copy"):
+        save_style(weights, make_style("mine"), styles_dir / f"{name}.safetensors")
+    styles = installed_styles()
+    path = styles_dir / "mine.safetensors"
+    assert styles["mine"].path == path
+    assert styles.left_out == [
+        (name, f"{styles_dir}/{name}.safetensors is the style mine, and so is {path}; remove one of them.")
+        for name in ("a-copy", "z-copy")
+    ]
+
+
+def test_damaged_local_style_does_not_bring_back_the_shipped_one_of_its_name(styles_dir: Path) -> None:
+    (styles_dir / "toon.safetensors").write_bytes(b"damaged")
+    styles = installed_styles()
+    assert list(styles) == []
+    with pytest.raises(UnknownStyle) as caught:
+        find_style(styles, "toon")
+    assert str(caught.value) == (
+        "The style 'toon' is left out, because its file cannot be used; the log says why. Installed are: none."
+    )
+
+
+def test_names_of_files_need_not_be_utf_8(
+    weights: Mapping[str, Tensor], styles_dir: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    save_style(weights, make_style("mine"), Path(os.fsdecode(os.fsencode(styles_dir) + b"/caf\xe9.safetensors")))
+    Path(os.fsdecode(os.fsencode(styles_dir) + b"/\xff.safetensors")).touch()
+    styles = installed_styles()
+    assert styles.keys() == {"toon", "mine"}
+    (reason,) = caplog.messages
+    assert f"{styles_dir}/\\xff.safetensors is damaged" in reason
+    reason.encode()
+
+
+def test_title_that_is_not_utf_8_is_left_out_and_named(styles_dir: Path) -> None:
+    description = make_style("mine").model_dump_json().replace("Seeded", r"\ud800")
+    path = styles_dir / "mine.safetensors"
+    save_file({"weight": np.zeros(2, np.float32)}, path, metadata={"animegan_style": description})
+    assert installed_styles().left_out == [
+        ("mine", f"{path} does not describe itself as a style; install it with `animegan styles import`.")
+    ]
 
 
 def test_truncated_style_is_named(weights: Mapping[str, Tensor], styles_dir: Path) -> None:

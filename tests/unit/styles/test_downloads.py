@@ -113,6 +113,13 @@ def test_file_that_is_too_short_is_refused(mirror: Mirror) -> None:
     )
 
 
+def test_page_that_came_in_place_of_the_file_is_called_that(mirror: Mirror) -> None:
+    mirror.content = b"<!DOCTYPE html><title>Sign in</title>"
+    assert refusal(entry_of(bytes=None)) == (
+        "small.pt came as a web page; download the file itself, by its raw address; nothing was kept."
+    )
+
+
 def test_file_that_is_too_long_is_cut_off(mirror: Mirror) -> None:
     mirror.content = CONTENT + b"!"
     assert refusal(entry_of()) == (
