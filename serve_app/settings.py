@@ -122,7 +122,7 @@ class StylizerSettings(StrictModel):
             size painted in parallel, large ones at most one per thread.
         linger_s: how long an image on an idle device waits for others of its size; 0 does not wait.
         release_after_s: idle seconds after which free memory goes back to the system. The next image is then slower.
-        stuck_after_s: a batch that runs longer makes the replica unhealthy, and Serve replaces it.
+        stuck_after_s: a batch that runs longer ends the replica at Serve's next health check, and Serve starts another.
     """
 
     max_batch_size: PositiveInt = 4

@@ -4,6 +4,9 @@ It is the only deployment whose process imports torch, and only when it is const
 """
 
 import asyncio
+import logging
+import os
+import time
 from typing import TYPE_CHECKING, Any
 
 import ray
@@ -22,6 +25,9 @@ from serve_app.styles.catalogue import installed_styles
 
 if TYPE_CHECKING:  # it imports torch
     from serve_app.engine.stylist import Stylist
+
+logger = logging.getLogger("ray.serve")  # Serve writes it to the replica's log file
+LOG_S = 1.0  # a thread of Ray carries what this process prints to the console: it needs a moment
 
 Key = tuple[str, Size]  # style and size: only such frames share a batch
 
@@ -85,11 +91,25 @@ class Stylizer:
         return self.metrics.work.report(self.batcher.waiting_pixels, self.batcher.running_for_s())
 
     def check_health(self) -> None:
-        """Fails if a batch makes no progress: a device that hangs leaves the process itself responsive."""
+        """Ends this process if a batch makes no progress: a device that hangs leaves the process itself responsive.
+
+        Serve replaces a dead replica at once, and the Ingress sends its images again. For a replica that fails its
+        checks, Serve would wait for a third failure, and then `graceful_shutdown_timeout_s` for the batch that hangs.
+        """
         self.metrics.update(self.batcher)
-        running_s = self.batcher.running_for_s()
-        if running_s > self.settings.stuck_after_s:
-            raise RuntimeError(f"a batch on the device has run for {running_s:.0f} s")
+        running_s, limit_s = self.batcher.running_for_s(), self.settings.stuck_after_s
+        if running_s > limit_s:
+            end_process(
+                f"a batch on the device has run for {running_s:.0f} s, above stuck_after_s ({limit_s}); "
+                "this replica ends, and Serve starts another"
+            )
+
+
+def end_process(reason: str) -> None:
+    """Ends this process with a sentence in the log, without waiting for its threads, which may hang."""
+    logger.error(reason)
+    time.sleep(LOG_S)
+    os._exit(1)
 
 
 def make_stylist(settings: Settings) -> "Stylist":

@@ -1,7 +1,10 @@
 """The Stylizer with its queue and its engine, without Ray: frames that share a batch, and batches side by side."""
 
 import asyncio
+import logging
+import os
 import threading
+import time
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -100,6 +103,35 @@ def test_frames_that_wait_together_share_batches_and_are_painted_as_if_alone(
             assert np.abs(one.result.astype(int) - other.result).max() <= 1
 
     asyncio.run(scene())
+
+
+def test_process_ends_with_a_sentence_when_a_batch_runs_for_too_long(
+    stylizer: Stylizer, stylist: Stylist, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    ended: list[int] = []
+    monkeypatch.setattr(os, "_exit", ended.append)
+    monkeypatch.setattr(module, "LOG_S", 0)
+    monkeypatch.setattr(logging.getLogger("ray.serve"), "handlers", [caplog.handler])
+
+    async def scene() -> None:
+        gates = Gates(stylist, monkeypatch, FIRST)
+        task = submit(stylizer, frame_of(FIRST))
+        while not stylizer.batcher.running_for_s():
+            await asyncio.sleep(0)
+        stylizer.check_health()
+        assert ended == []
+        stylizer.batcher._clock = lambda: time.monotonic() + 121  # stuck_after_s is 120
+        stylizer.check_health()
+        gates.open(FIRST)
+        await asyncio.wait_for(task, TIMEOUT_S)
+        stylizer.check_health()  # the device is free
+
+    asyncio.run(scene())
+    assert ended == [1]
+    assert set(caplog.messages) == {
+        "a batch on the device has run for 121 s, above stuck_after_s (120); this replica ends, and Serve starts "
+        "another"
+    }
 
 
 def test_style_that_this_replica_has_left_out_is_refused_with_404(stylizer: Stylizer) -> None:
