@@ -13,6 +13,7 @@
         ├── UnknownStyle      404
         ├── DeadlineExceeded  408
         ├── SlowUpload        408
+        ├── DecodeTimeout     408
         ├── TooManyBytes      413
         ├── TooManyPixels     413
         ├── TooLargeToPaint   413
@@ -149,6 +150,12 @@ class SlowUpload(RequestError):
     """An upload, or the headers before it, that arrived too slowly."""
 
     status, code, title = 408, "slow-upload", "The upload is too slow"
+
+
+class DecodeTimeout(RequestError):
+    """A photograph whose decoding takes longer than a photograph's does."""
+
+    status, code, title = 408, "decode-timeout", "Decoding the picture takes too long"
 
 
 class TooManyBytes(RequestError):

@@ -9,6 +9,8 @@ from typing import Literal, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+MIN_SIDE = 8  # pixels: the generator shrinks to a quarter, and then reflects one pixel at each edge
+
 Device = Literal["auto", "cpu", "cuda"]
 Precision = Literal["auto", "fp32", "fp16", "bf16"]
 ImageFormat = Literal["jpeg", "webp", "png", "avif"]

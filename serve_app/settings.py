@@ -26,10 +26,9 @@ from pydantic import (
 from pydantic_core import PydanticCustomError
 
 from serve_app.errors import SettingsError
-from serve_app.frames import Device, ImageFormat, Precision
+from serve_app.frames import MIN_SIDE, Device, ImageFormat, Precision
 
 MIB = 2**20
-MIN_SIDE = 8  # pixels: the generator shrinks to a quarter, and then reflects one pixel at each edge
 KEY_SOURCE = re.compile(r"off|file:/.+|env:[A-Za-z_][A-Za-z0-9_]*")
 
 
@@ -108,10 +107,15 @@ class CodecSettings(StrictModel):
     Attributes:
         max_pixels: of a photograph, as its header states them; checked before anything is decoded.
         memory_bytes: the most that all decodes of one replica take at a time, written as 600MB or 1GiB; others wait.
+            An eighth is kept for small ones, so that none waits for a large one.
+        decode_timeout_s: of work on one photograph; its process is killed after that.
+        decoder_processes: photographs that are decoded at a time, each in a process of its own; others wait.
     """
 
     max_pixels: PositiveInt = 64_000_000
-    memory_bytes: Annotated[ByteSize, Field(gt=0)] = ByteSize(1280 * MIB)
+    memory_bytes: Annotated[ByteSize, Field(gt=0)] = ByteSize(1464 * MIB)
+    decode_timeout_s: PositiveFloat = 10
+    decoder_processes: PositiveInt = 16
 
 
 class StylizerSettings(StrictModel):

@@ -1,6 +1,8 @@
-"""The CPU preprocessing replica: decodes photographs, and encodes painted frames."""
+"""The CPU preprocessing replica: decodes photographs in processes of its own, and encodes painted frames."""
 
+import asyncio
 import time
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import ray
@@ -8,50 +10,64 @@ from ray import serve
 
 from serve_app.deployments.steps import Decoded, Encoded, Painted
 from serve_app.errors import RequestError
-from serve_app.frames import ImageFormat, StylizeRequest
-from serve_app.images.budget import ByteBudget
-from serve_app.images.decode import ImageHeader, decode
+from serve_app.frames import DecodedImage, ImageFormat, StylizeRequest
 from serve_app.images.encode import encode
+from serve_app.images.header import ImageHeader
+from serve_app.images.pool import DecodeLimits, DecoderPool
 from serve_app.settings import CodecSettings, load_settings
+
+ENCODERS = 4  # paintings encoded at a time
 
 
 @serve.deployment(user_config={})
 class Codec:
-    """Decodes and encodes. Its methods are synchronous: Serve runs them in threads, and Pillow releases the GIL.
+    """Decodes in processes that can be killed, since uploads may be hostile; encodes its own frames in threads.
 
     A refusal is returned, not raised: Serve logs a traceback for every exception, and a user's mistake is not a fault.
     """
 
     def __init__(self) -> None:
         self.settings = CodecSettings()
-        self.budget = ByteBudget(self.settings.memory_bytes)
+        self.pool = DecoderPool(self.settings.decoder_processes, self.settings.memory_bytes)
+        self.encoders = ThreadPoolExecutor(ENCODERS, "encode")
 
     def reconfigure(self, user_config: dict[str, Any]) -> None:
         """Takes new settings; Serve calls it at the start and when the config changes."""
         self.settings = load_settings(CodecSettings, user_config, "Codec.user_config")
-        self.budget.total_bytes = self.settings.memory_bytes
+        self.pool.resize(self.settings.decoder_processes, self.settings.memory_bytes)
 
-    def decode(self, data: bytes, header: ImageHeader, request: StylizeRequest) -> Decoded | RequestError:
-        """Decodes a photograph and resizes it to the size it is painted at."""
+    async def decode(self, data: bytes, header: ImageHeader, request: StylizeRequest) -> Decoded | RequestError:
+        """Decodes a photograph and resizes it to the size it is painted at; ends at once when the call is cancelled."""
         began = time.perf_counter()
+        limits = DecodeLimits(self.settings.max_pixels, self.settings.decode_timeout_s)
         try:
-            image = decode(data, request, self.settings.max_pixels, self.budget, header)
+            async with self.pool.decoded(data, header, request, limits) as image:
+                return await asyncio.to_thread(stored, image, began)
         except RequestError as refusal:
             return refusal
-        return Decoded(
-            ray.put(image.frame),
-            None if image.alpha is None else ray.put(image.alpha),
-            image.original,
-            image.size,
-            elapsed_ms(began),
-        )
 
-    def encode(self, painted: Painted, decoded: Decoded, format: ImageFormat, quality: int | None) -> Encoded:
+    async def encode(self, painted: Painted, decoded: Decoded, format: ImageFormat, quality: int | None) -> Encoded:
         """Encodes a painting, with the transparency of its photograph where the format has any."""
-        began = time.perf_counter()
-        alpha = None if decoded.alpha is None else ray.get(decoded.alpha)
-        data = encode(ray.get(painted.frame), alpha, format, quality)
-        return Encoded(data, elapsed_ms(began))
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(self.encoders, encoded, painted, decoded, format, quality)
+
+
+def stored(image: DecodedImage, began: float) -> Decoded:
+    """Puts a decoded image into the object store, for the replica that paints it."""
+    return Decoded(
+        ray.put(image.frame),
+        None if image.alpha is None else ray.put(image.alpha),
+        image.original,
+        image.size,
+        elapsed_ms(began),
+    )
+
+
+def encoded(painted: Painted, decoded: Decoded, format: ImageFormat, quality: int | None) -> Encoded:
+    """Encodes a painting that lies in the object store."""
+    began = time.perf_counter()
+    alpha = None if decoded.alpha is None else ray.get(decoded.alpha)
+    return Encoded(encode(ray.get(painted.frame), alpha, format, quality), elapsed_ms(began))
 
 
 def elapsed_ms(began: float) -> float:

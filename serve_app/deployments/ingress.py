@@ -23,8 +23,8 @@ from serve_app.deployments.steps import Decoded, Encoded, Painted
 from serve_app.engine.allocator import return_large_buffers
 from serve_app.errors import DeadlineExceeded, Lost, RequestError, TooBusy
 from serve_app.frames import Client, EncodedImage, Receipt, StylizeRequest
-from serve_app.images.decode import ImageHeader, read_header
 from serve_app.images.encode import MEDIA_TYPES
+from serve_app.images.header import ImageHeader, read_header
 from serve_app.images.resize import painted_size
 from serve_app.queueing.admission import AdmissionController, Limits, QueueFull
 from serve_app.settings import IngressSettings, Settings, load_settings
@@ -81,9 +81,8 @@ class Ingress:
         """Admits a photograph by its header, before anything is decoded, and runs it through the pipeline."""
         began = time.monotonic()
         try:
-            header = await asyncio.to_thread(read_header, data)
-            pixels = painted_size(header.stored, request.max_side, request.multiple).pixels
-            with self.admitted(client, pixels):
+            header = read_header(data)
+            with self.admitted(client, most_painted_pixels(header, request)):
                 steps = await self.with_deadline(data, header, request)
                 return encoded_image(request, steps, 1000 * (time.monotonic() - began))
         except RequestError as refusal:
@@ -210,6 +209,17 @@ async def call(method: Any, *args: Any) -> Any:
     if isinstance(answer, RequestError):
         raise answer
     return answer
+
+
+def most_painted_pixels(header: ImageHeader, request: StylizeRequest) -> int:
+    """Returns how many pixels of a photograph will be painted; the most there can be if its header does not tell.
+
+    Raises:
+        TooSmall: if a painted side would be under the generator's minimum.
+    """
+    if header.stored is None:
+        return request.max_side**2
+    return painted_size(header.stored, request.max_side, request.multiple).pixels
 
 
 def encoded_image(request: StylizeRequest, steps: tuple[Decoded, Painted, Encoded], total_ms: float) -> EncodedImage:

@@ -7,8 +7,8 @@ waits to be added, and the strips it is working on.
 
 from dataclasses import dataclass
 
-from serve_app.frames import Precision, Size
-from serve_app.settings import MIB, MIN_SIDE
+from serve_app.frames import MIN_SIDE, Precision, Size
+from serve_app.settings import MIB
 
 STRIP_BYTES = 4 * MIB  # of 64 float32 channels at full size: fits a CPU's cache, yet calls cost little beside the work
 MIN_ROWS, MAX_ROWS = 16, 64  # of a strip at full size; a strip at quarter size has half as many

@@ -4,40 +4,25 @@ The format is recognised by content, never by name. Limits are checked on the he
 """
 
 import io
+import struct
 import warnings
-from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
 import pi_heif
 from numpy.typing import NDArray
-from PIL import ExifTags, Image, ImageCms, ImageFile
+from PIL import ExifTags, Image, ImageCms, ImageFile, JpegImagePlugin
 
-from serve_app.errors import BrokenImage, DecodeMemory, OutOfMemory, RequestError, TooManyPixels, UnsupportedFormat
+from serve_app.errors import BrokenImage, OutOfMemory, RequestError, TooManyPixels
 from serve_app.frames import DecodedImage, Frame, Plane, Size, StylizeRequest
-from serve_app.images.budget import ByteBudget
+from serve_app.images.header import ImageHeader, read_header
 from serve_app.images.resize import painted_size, resize
-from serve_app.settings import MIB
 
 pi_heif.register_heif_opener()
 warnings.filterwarnings("ignore", module=r"PIL\.")  # Pillow warns of odd metadata at each upload; only pixels matter
 Image.MAX_IMAGE_PIXELS = None  # the setting max_pixels is checked instead, in refuse_large
-
-READABLE = "JPEG, PNG, WebP, AVIF, HEIC, GIF, BMP and TIFF"
-SIGNATURES = {
-    b"\xff\xd8\xff": "JPEG",
-    b"\x89PNG\r\n\x1a\n": "PNG",
-    b"GIF87a": "GIF",
-    b"GIF89a": "GIF",
-    b"BM": "BMP",
-    b"II*\0": "TIFF",
-    b"MM\0*": "TIFF",
-    b"II+\0": "TIFF",
-    b"MM\0+": "TIFF",
-}
-AVIF_BRANDS = {b"avif", b"avis"}
-HEIF_BRANDS = {b"heic", b"heix", b"hevc", b"hevx", b"heim", b"heis", b"hevm", b"hevs", b"mif1", b"msf1", b"mif2"}
 
 TRANSPOSITIONS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -56,71 +41,62 @@ ICC_SPACES = {"L": "GRAY", "RGB": "RGB", "CMYK": "CMYK", "LAB": "Lab"}
 # Bytes per pixel at a decoder's worst moment, including what is made of its planes; measured on 27 megapixels.
 DECODER_BYTES = {"WEBP": 17, "AVIF": 10, "HEIF": 15}
 RASTER_BYTES = {"1": 1, "L": 1, "P": 1}  # Pillow's own; every other mode takes 4
-PROGRESSIVE_BYTES = 8  # a progressive JPEG keeps coefficients of the whole image: 2 bytes for each of 3 or 4 channels
+SCANS_BYTES = 8  # a JPEG in several scans keeps coefficients of the whole image: 2 bytes for each of 3 or 4 channels
 DEEP_BYTES = 18  # 16-bit, 32-bit and float grey, on the way to 8 bits
 DRAFT_SCALES = (8, 4, 2)  # factors by which libjpeg can shrink while it decodes
-DECODE_OVERHEAD_BYTES = 10 * MIB  # decoders' tables, colour transforms, Python's own
+DECODE_OVERHEAD_BYTES = 10 * 2**20  # decoders' tables, colour transforms, Python's own
 
 
-@dataclass(frozen=True)
-class ImageHeader:
-    """The header of an image file.
-
-    Attributes:
-        format: Pillow's name of it.
-        stored: the size of its pixels as stored, before any rotation.
-    """
-
-    format: str
-    stored: Size
-
-
-def read_header(data: bytes) -> ImageHeader:
-    """Recognises the format and reads the size; nothing is decoded.
-
-    Raises:
-        UnsupportedFormat, BrokenImage: what the photograph's owner can mend.
-    """
-    image = open_image(data)
-    return ImageHeader(str(image.format), Size(image.height, image.width))
-
-
-def decode(
-    data: bytes,
-    request: StylizeRequest,
-    max_pixels: int,
-    budget: ByteBudget | None = None,
-    header: ImageHeader | None = None,
-) -> DecodedImage:
-    """Decodes one photograph.
+def decode(data: bytes, request: StylizeRequest, max_pixels: int) -> DecodedImage:
+    """Decodes one photograph in this process, without limits on time and memory.
 
     Args:
         data: the file as it was uploaded.
         request: gives the size that it may be painted at.
         max_pixels: width x height as the header states them, at most.
-        budget: bytes that all decodes of this process share; waits until what this decode will take is free.
-        header: from `read_header`, if the caller has read it.
 
     Returns:
         The image, upright, sRGB, on white, at its painted size.
 
     Raises:
-        UnsupportedFormat, TooManyPixels, DecodeMemory, TooSmall, BrokenImage: what the photograph's owner can mend.
+        UnsupportedFormat, TooManyPixels, TooSmall, BrokenImage: what the photograph's owner can mend.
         OutOfMemory: this process cannot hold the decoded image.
     """
+    with refusals():
+        image = open_image(data, read_header(data), max_pixels)
+        return decode_opened(image, request.max_side, request.multiple)
+
+
+@contextmanager
+def refusals() -> Iterator[None]:
+    """Turns whatever a decoder raises in the block into the refusal of the file.
+
+    Raises:
+        OutOfMemory, BrokenImage: for everything that is not a refusal already.
+    """
     try:
-        image = open_image(data, header)
-        refuse_large(image, max_pixels)
-        with reserve(image, request.max_side, budget):
-            return prepare(image, request.max_side, request.multiple)
+        yield
     except RequestError:
         raise
-    except MemoryError:
-        raise OutOfMemory(
-            "There is not enough memory to decode this picture now; try again, or send it smaller."
-        ) from None
     except Exception as error:  # a decoder may raise anything on hostile bytes: the file is at fault
+        if isinstance(error, MemoryError) or "out of memory" in str(error).lower():
+            raise OutOfMemory(
+                "There is not enough memory to decode this picture now; try again, or send it smaller."
+            ) from None
         raise broken(error) from error
+
+
+def decode_opened(image: ImageFile.ImageFile, max_side: int, multiple: int) -> DecodedImage:
+    """Decodes an opened file, as `prepare` does, and checks that it holds no more than its header says.
+
+    Raises:
+        TooSmall, BrokenImage: what the photograph's owner can mend.
+    """
+    stated = image.width * image.height
+    decoded = prepare(image, max_side, multiple)
+    if decoded.original.pixels > stated:
+        raise broken(ValueError("the frame is larger than the header says"))
+    return decoded
 
 
 def prepare(image: Image.Image, max_side: int, multiple: int) -> DecodedImage:
@@ -141,26 +117,6 @@ def prepare(image: Image.Image, max_side: int, multiple: int) -> DecodedImage:
     return DecodedImage(*split_on_white(to_srgb(small, profile), small), original)
 
 
-def reserve(image: Image.Image, max_side: int, budget: ByteBudget | None) -> AbstractContextManager[None]:
-    """Waits until the bytes that decoding will take are free, and holds them.
-
-    Raises:
-        DecodeMemory: if that is more than the whole budget.
-    """
-    if budget is None:
-        return nullcontext()
-    needed = predict_decode_bytes(image, max_side)
-    if needed > budget.total_bytes:
-        raise DecodeMemory(
-            f"Decoding this {image.width} x {image.height} {image.format} takes {needed / 1e6:,.0f} MB, and "
-            f"{budget.total_bytes / 1e6:,.0f} MB are set aside for it here. Send it smaller, or as a baseline JPEG.",
-            budget.total_bytes,
-            needed,
-            "bytes",
-        )
-    return budget.reserve(needed)
-
-
 def predict_decode_bytes(image: Image.Image, max_side: int) -> int:
     """Returns an upper bound, from the header alone, on the bytes that decoding adds to the process at its peak."""
     width, height = image.size
@@ -169,7 +125,7 @@ def predict_decode_bytes(image: Image.Image, max_side: int) -> int:
     pixels, kept = width * height, 0
     if image.format == "JPEG":
         shrunk = next((s for s in DRAFT_SCALES if min(width // narrow, height // low) >= s), 1)
-        kept = PROGRESSIVE_BYTES * pixels if image.info.get("progressive") else 0
+        kept = SCANS_BYTES * pixels if has_several_scans(image) else 0
         pixels = -(-width // shrunk) * -(-height // shrunk)
     raster = RASTER_BYTES.get(image.mode, 4)
     if image.format in DECODER_BYTES:
@@ -184,38 +140,39 @@ def predict_decode_bytes(image: Image.Image, max_side: int) -> int:
     return int(each * pixels + kept + resized) + DECODE_OVERHEAD_BYTES
 
 
-def sniff(data: bytes) -> str:
-    """Recognises a format by the first bytes of the file, and returns Pillow's name of it.
+def has_several_scans(image: Image.Image) -> bool:
+    """Returns whether an opened JPEG is progressive, or baseline with one scan for each channel."""
+    if not isinstance(image, JpegImagePlugin.JpegImageFile) or image.fp is None or image.info.get("progressive"):
+        return True
+    end = image.fp.tell()  # of the header of the first scan
+    scan_of_all = b"\xff\xda" + struct.pack(">HB", 6 + 2 * image.layers, image.layers)
+    image.fp.seek(max(end - 2 - (6 + 2 * image.layers), 0))
+    is_whole = image.fp.read(end - image.fp.tell()).startswith(scan_of_all)
+    image.fp.seek(end)
+    return not is_whole
+
+
+def open_image(data: bytes, header: ImageHeader, max_pixels: int) -> ImageFile.ImageFile:
+    """Opens a file in the format of its header; decoding waits until limits have been checked.
 
     Raises:
-        UnsupportedFormat: if it is not one of the formats read here.
+        TooManyPixels: if it states more than `max_pixels`.
+        BrokenImage: if it cannot be opened.
     """
-    if data[:4] == b"RIFF" and data[8:12] == b"WEBP":
-        return "WEBP"
-    if data[4:8] == b"ftyp":
-        box = data[8 : min(int.from_bytes(data[:4], "big"), 256)]
-        brands = {box[i : i + 4] for i in range(0, len(box), 4) if i != 4}  # major, minor version, compatible ...
-        if brands & AVIF_BRANDS:
-            return "AVIF"
-        if brands & HEIF_BRANDS:
-            return "HEIF"
-    for signature, name in SIGNATURES.items():
-        if data.startswith(signature):
-            return name
-    raise UnsupportedFormat(
-        f"By its first bytes the upload is not a picture in a format that is read here: {READABLE}."
-    )
-
-
-def open_image(data: bytes, header: ImageHeader | None = None) -> ImageFile.ImageFile:
-    """Opens a file, in the format of its header if that is known; decoding waits until limits have been checked."""
-    format = header.format if header else sniff(data)
+    if header.stored and header.format == "WEBP":  # opening it allocates its canvas
+        refuse_large(header.stored, max_pixels)
+    file = io.BytesIO(data)
     try:
-        return Image.open(io.BytesIO(data), formats=[format])
+        if header.format == "JPEG":  # Image.open makes an MPO of some, which knows no shrink-on-load
+            image: ImageFile.ImageFile = JpegImagePlugin.JpegImageFile(file)
+        else:
+            image = Image.open(file, formats=[header.format])
     except MemoryError:
         raise
     except Exception as error:
         raise broken(error) from error
+    refuse_large(Size(image.height, image.width), max_pixels)
+    return image
 
 
 def broken(error: Exception) -> BrokenImage:
@@ -228,19 +185,17 @@ def broken(error: Exception) -> BrokenImage:
     )
 
 
-def refuse_large(image: Image.Image, max_pixels: int) -> None:
-    """Checks the number of pixels that the header states.
+def refuse_large(stated: Size, max_pixels: int) -> None:
+    """Checks the size that the header states.
 
     Raises:
-        TooManyPixels: if it is above `max_pixels`.
+        TooManyPixels: if it has more than `max_pixels`.
     """
-    pixels = image.width * image.height
-    if pixels > max_pixels:
+    if stated.pixels > max_pixels:
         raise TooManyPixels(
-            f"The picture is {image.width} x {image.height}, {pixels} pixels; at most {max_pixels} are decoded here. "
-            "Send it smaller.",
+            f"The picture is {stated}, {stated.pixels} pixels; at most {max_pixels} are decoded here. Send it smaller.",
             max_pixels,
-            pixels,
+            stated.pixels,
             "pixels",
         )
 

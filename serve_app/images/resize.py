@@ -3,8 +3,7 @@
 from PIL import Image
 
 from serve_app.errors import TooSmall
-from serve_app.frames import Size
-from serve_app.settings import MIN_SIDE
+from serve_app.frames import MIN_SIDE, Size
 
 
 def painted_size(original: Size, max_side: int, multiple: int) -> Size:

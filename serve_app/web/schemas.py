@@ -5,9 +5,8 @@ from typing import Annotated, Any, Literal
 from fastapi import FastAPI
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
-from serve_app.frames import ImageFormat, ResizeMode
+from serve_app.frames import MIN_SIDE, ImageFormat, ResizeMode
 from serve_app.images.encode import MEDIA_TYPES
-from serve_app.settings import MIN_SIDE
 
 PROBLEM = "application/problem+json"
 

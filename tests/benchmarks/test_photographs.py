@@ -4,7 +4,7 @@ import pytest
 from benchmarks.photographs import VARIED_SIZES, photograph, random_sizes, varied_size
 
 from serve_app.frames import Size
-from serve_app.images.decode import sniff
+from serve_app.images.header import sniff
 
 
 @pytest.mark.parametrize("format", ["JPEG", "PNG", "WEBP"])

@@ -20,11 +20,11 @@ from ray.exceptions import (
 from ray.serve.exceptions import RayServeException
 
 from serve_app.deployments import ingress as module
-from serve_app.deployments.ingress import Ingress, admission_limits, encoded_image, is_lost
+from serve_app.deployments.ingress import Ingress, admission_limits, encoded_image, is_lost, most_painted_pixels
 from serve_app.deployments.steps import Decoded, Encoded, Painted
 from serve_app.errors import Lost, SettingsError, TooBusy, Unauthorized
 from serve_app.frames import Client, Size, StylizeRequest
-from serve_app.images.decode import ImageHeader
+from serve_app.images.header import ImageHeader
 from serve_app.queueing.admission import AdmissionController
 from serve_app.settings import IngressSettings
 from serve_app.styles.catalogue import installed_styles, read_catalogue
@@ -65,6 +65,16 @@ def test_admission_gets_its_limits_from_the_settings() -> None:
     limits = admission_limits(settings)
     assert (limits.queue_time_s, limits.least_pictures) == (5, 2)
     assert (limits.most_pictures, limits.most_pixels) == (30, 1_000_000)
+
+
+@pytest.mark.parametrize(
+    ("stored", "pixels"), [(Size(60, 80), 60 * 80), (Size(6000, 8000), 768 * 1024), (None, 1024**2)]
+)
+def test_photograph_is_admitted_by_its_header_and_at_the_worst_case_without_one(
+    stored: Size | None, pixels: int
+) -> None:
+    request = StylizeRequest("toon", 1024, 4, "jpeg")
+    assert most_painted_pixels(ImageHeader("JPEG", stored), request) == pixels
 
 
 @pytest.mark.parametrize(("total_ms", "queue_ms"), [(500.0, 370.0), (100.0, 0.0)])

@@ -12,11 +12,10 @@ import pytest
 from PIL import ExifTags, Image, ImageCms, ImageOps
 from shared import ROOT, SHARED, files_of, name_of, needs_shared
 
-from serve_app.errors import BrokenImage, DecodeMemory, RequestError, TooManyPixels, TooSmall, UnsupportedFormat
-from serve_app.frames import DecodedImage, Size, StylizeRequest
-from serve_app.images.budget import ByteBudget
-from serve_app.images.decode import ImageHeader, decode, read_header, sniff
-from serve_app.images.resize import painted_size
+from serve_app.errors import BrokenImage, RequestError, TooManyPixels, TooSmall, UnsupportedFormat
+from serve_app.frames import DecodedImage, StylizeRequest
+from serve_app.images.decode import decode, has_several_scans, open_image, predict_decode_bytes
+from serve_app.images.header import read_header, sniff
 
 MAX_PIXELS = 64_000_000
 REQUEST = StylizeRequest("toon", max_side=1024, multiple=1, format="jpeg")
@@ -103,28 +102,6 @@ def test_decode_rounds_down_to_the_styles_multiple() -> None:
     result = decoded(save(picture(61, 83), "PNG"), multiple=4)
     assert result.frame.shape == (60, 80, 3)
     assert result.size != result.original
-
-
-@pytest.mark.parametrize("turn", [1, 6])
-def test_pixels_that_will_be_painted_are_known_from_the_header(turn: int) -> None:
-    exif = Image.Exif()
-    exif[0x0112] = turn
-    data = save(picture(301, 203), "JPEG", exif=exif)
-    request = StylizeRequest("toon", 100, 4, "png")
-    header = read_header(data[:2000])
-    image = decode(data, request, 64_000_000, header=header)
-    assert painted_size(header.stored, 100, 4).pixels == image.size.pixels
-
-
-def test_header_of_an_image_that_cannot_be_painted_is_refused() -> None:
-    with pytest.raises(UnsupportedFormat):
-        read_header(b"no picture")
-    with pytest.raises(BrokenImage):
-        read_header(save(picture(), "PNG")[:12])
-
-
-def test_header_states_the_format_and_the_stored_size() -> None:
-    assert read_header(save(picture(40, 60), "JPEG")) == ImageHeader("JPEG", Size(40, 60))
 
 
 def test_decode_keeps_a_small_image_as_it_is() -> None:
@@ -296,6 +273,40 @@ def test_every_hostile_file_is_refused_or_decodes_as_the_index_says(path: Path) 
     assert 400 <= refusal.status < 500
 
 
+def predicted(data: bytes) -> int:
+    return predict_decode_bytes(open_image(data, read_header(data), MAX_PIXELS), 1024)
+
+
+def test_of_an_mpo_the_first_picture_is_decoded_as_the_jpeg_that_it_is() -> None:
+    first, second = picture(2400, 3200), picture(600, 800)
+    mpo = save(first, "MPO", save_all=True, append_images=[second])
+    assert Image.open(io.BytesIO(mpo)).format == "MPO"
+    jpeg = save(first, "JPEG")
+    assert predicted(mpo) == predicted(jpeg)  # it is shrunk while it is decoded
+    image, same = decoded(mpo), decoded(jpeg)
+    assert image.original == (2400, 3200)
+    assert np.array_equal(image.frame, same.frame)
+
+
+@needs_shared
+@pytest.mark.parametrize(
+    ("name", "several"),
+    [("flower_noninterleaved.jpg", True), ("flower_partinterleaved.jpg", True), ("flower_cmyk_510x532.jpg", False)],
+)
+def test_jpeg_in_several_scans_is_known_to_keep_its_coefficients(name: str, several: bool) -> None:
+    data = (SHARED / "photos" / "jpeg_kinds" / name).read_bytes()
+    image = open_image(data, read_header(data), MAX_PIXELS)
+    assert has_several_scans(image) is several
+    assert (predicted(data) > 8 * image.width * image.height) is (several or image.mode == "CMYK")
+    assert decoded(data).frame.shape[2] == 3  # and the file can still be read
+
+
+def test_frame_that_is_larger_than_its_header_says_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("serve_app.images.decode.load_early", lambda image: setattr(image, "_size", (800, 600)))
+    with pytest.raises(BrokenImage):
+        decoded(save(picture(), "JPEG"))
+
+
 LARGE: dict[str, tuple[str, str, dict[str, object]]] = {
     "baseline": ("RGB", "JPEG", {}),
     "progressive": ("RGB", "JPEG", {"progressive": True, "subsampling": 0}),
@@ -329,6 +340,7 @@ def test_decoding_takes_no_more_than_predicted_from_its_header(kind: str, tmp_pa
     script = f"""
         from pathlib import Path
         from serve_app.images.decode import decode, open_image, predict_decode_bytes
+        from serve_app.images.header import read_header
         from serve_app.frames import StylizeRequest
 
         def status(key):
@@ -336,7 +348,7 @@ def test_decoding_takes_no_more_than_predicted_from_its_header(kind: str, tmp_pa
             return int(line.split()[1]) * 1024
 
         data = Path({str(path)!r}).read_bytes()
-        predicted = predict_decode_bytes(open_image(data), 1024)
+        predicted = predict_decode_bytes(open_image(data, read_header(data), 64_000_000), 1024)
         idle = status("VmRSS")
         Path("/proc/self/clear_refs").write_text("5")
         decode(data, StylizeRequest("toon", max_side=1024, multiple=4, format="jpeg"), 64_000_000)
@@ -347,28 +359,3 @@ def test_decoding_takes_no_more_than_predicted_from_its_header(kind: str, tmp_pa
     measured, predicted = map(int, run.stdout.split())
     assert measured <= predicted
     assert predicted <= 2 * measured + 20_000_000  # and not a wild guess either
-
-
-def test_decode_that_takes_more_than_there_is_is_refused_before_decoding() -> None:
-    data = save(picture(600, 800, "RGBA"), "PNG")
-    budget = ByteBudget(12_000_000)
-    with pytest.raises(DecodeMemory) as caught:
-        decode(data[: len(data) // 2], REQUEST, MAX_PIXELS, budget)  # decoded, it would be broken
-    assert caught.value.actual is not None
-    assert str(caught.value) == (
-        f"Decoding this 800 x 600 PNG takes {caught.value.actual / 1e6:,.0f} MB, and 12 MB are set aside for it here. "
-        "Send it smaller, or as a baseline JPEG."
-    )
-    assert (caught.value.limit, caught.value.unit) == (12_000_000, "bytes")
-    with pytest.raises(BrokenImage):
-        decode(data[: len(data) // 2], REQUEST, MAX_PIXELS, ByteBudget(100_000_000))
-
-
-def test_bytes_of_a_decode_are_released_whether_it_succeeds_or_fails() -> None:
-    data = save(picture(), "PNG")
-    budget = ByteBudget(30_000_000)
-    decode(data, REQUEST, MAX_PIXELS, budget)
-    with pytest.raises(BrokenImage):
-        decode(data[:-200], REQUEST, MAX_PIXELS, budget)
-    with budget.reserve(30_000_000):
-        pass
