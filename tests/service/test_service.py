@@ -6,6 +6,7 @@ from concurrent.futures import Future, ThreadPoolExecutor, as_completed
 from pathlib import Path
 from typing import Any
 
+import hostile
 import numpy as np
 import psutil
 import pytest
@@ -123,6 +124,50 @@ def test_hostile_files_cost_an_answer_and_nothing_else(service: Service) -> None
     assert peak_bytes(codec) - idle_bytes < 300 * 2**20
     assert [service.replica(name).pid for name in ("Ingress", "Codec", "Stylizer")] == replicas
     assert stylize(service, photo_bytes(40, 48)).status_code == 200
+
+
+def decoders(service: Service) -> list[psutil.Process]:
+    (server,) = service.replica("Codec").children()
+    return server.children()
+
+
+def user_s(process: psutil.Process) -> float:
+    try:
+        return float(process.cpu_times().user)
+    except psutil.NoSuchProcess:
+        return 0.0
+
+
+@pytest.mark.parametrize("end", ["deadline", "client gone"])
+def test_photo_beside_five_hostile_files_is_painted_and_their_decoding_ends_with_them(
+    service: Service, end: str
+) -> None:
+    data = hostile.jpeg_of_scans(20_000, 2048)
+    timeout_s = 4 if end == "deadline" else 50
+    with ThreadPoolExecutor(5) as pool:
+        hostiles = [pool.submit(hostile_answer, service, data, timeout_s, end) for _ in range(5)]
+        wait_for(lambda: any(user_s(process) > 0.5 for process in decoders(service)), 20)
+        answer = stylize(service, photo_bytes(60, 80))
+        assert answer.status_code == 200
+        working = [process for process in decoders(service) if user_s(process) > 0.5]
+        assert not any(hostile.done() for hostile in hostiles)
+        outcomes = {hostile.result() for hostile in hostiles}
+    assert outcomes == {"deadline-exceeded" if end == "deadline" else "client gone"}
+    wait_for(lambda: all(user_s(process) == 0 for process in working), 1)  # they have ended
+
+
+def hostile_answer(service: Service, data: bytes, timeout_s: float, end: str) -> str:
+    url, wait_s = f"{service.address}/v1/stylize", 60 if end == "deadline" else 4
+    try:
+        answer = requests.post(url, data=data, params={"timeout_s": timeout_s}, timeout=wait_s)
+    except requests.Timeout:
+        return "client gone"
+    return str(problem(answer)["code"])
+
+
+def test_decoders_are_small(service: Service) -> None:
+    (server,) = service.replica("Codec").children()
+    assert all(process.memory_full_info().pss < 40 * 2**20 for process in [server, *decoders(service)])
 
 
 def test_a_users_mistake_logs_no_traceback(service: Service) -> None:
