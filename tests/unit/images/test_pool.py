@@ -333,9 +333,10 @@ def test_idle_decoder_that_dies_is_replaced_unnoticed() -> None:
 
 def test_decode_goes_on_when_the_fork_server_is_killed() -> None:
     async def scene(pool: DecoderPool) -> None:
-        slow = asyncio.create_task(decoded(pool, hostile.jpeg_of_scans(300, 1024)))
-        await busy(pool)
+        slow = asyncio.create_task(decoded(pool, hostile.jpeg_of_scans(1000, 1024)))
+        working = await busy(pool)
         psutil.Process(pool.server.pid).kill()
+        assert await ended(working)
         assert (await slow).original == (1024, 1024)
         assert (await decoded(pool, photo())).original == (300, 400)
 
