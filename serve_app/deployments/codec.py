@@ -5,7 +5,9 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
+import numpy as np
 import ray
+from numpy.typing import NDArray
 from ray import serve
 
 from serve_app.deployments.steps import Decoded, Encoded, Painted
@@ -36,12 +38,14 @@ class Codec:
         self.settings = load_settings(CodecSettings, user_config, "Codec.user_config")
         self.pool.resize(self.settings.decoder_processes, self.settings.memory_bytes)
 
-    async def decode(self, data: bytes, header: ImageHeader, request: StylizeRequest) -> Decoded | RequestError:
+    async def decode(
+        self, upload: NDArray[np.uint8], header: ImageHeader, request: StylizeRequest
+    ) -> Decoded | RequestError:
         """Decodes a photograph and resizes it to the size it is painted at; ends at once when the call is cancelled."""
         began = time.perf_counter()
         limits = DecodeLimits(self.settings.max_pixels, self.settings.decode_timeout_s)
         try:
-            async with self.pool.decoded(data, header, request, limits) as image:
+            async with self.pool.decoded(upload.data, header, request, limits) as image:
                 return await asyncio.to_thread(stored, image, began)
         except RequestError as refusal:
             return refusal

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import numpy as np
 from ray import serve
 from ray.exceptions import RayError, RayTaskError
 from ray.serve.context import _get_global_client
@@ -175,7 +176,8 @@ class Ingress:
         Each step is sent when the one before has ended: Ray starts the calls of one caller to an actor in order, so an
         encode that was sent before its painting is there would hold up every decode behind it.
         """
-        decoded: Decoded = await call(self.codec.decode, data, header, request)
+        upload = np.frombuffer(data, np.uint8)  # an array goes to the object store as it is; bytes are pickled first
+        decoded: Decoded = await call(self.codec.decode, upload, header, request)
         expires_s = (timeout.when() or 0) - asyncio.get_running_loop().time()
         painted: Painted = await call(self.stylizer.paint, decoded, request.style, expires_s)
         encoded: Encoded = await call(self.codec.encode, painted, decoded, request.format, request.quality)

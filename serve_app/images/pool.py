@@ -93,7 +93,7 @@ class DecoderPool:
 
     @asynccontextmanager
     async def decoded(
-        self, data: bytes, header: ImageHeader, request: StylizeRequest, limits: DecodeLimits
+        self, data: bytes | memoryview, header: ImageHeader, request: StylizeRequest, limits: DecodeLimits
     ) -> AsyncIterator[DecodedImage]:
         """Decodes one photograph; if the caller is cancelled, so is the decode.
 
@@ -125,7 +125,9 @@ class DecoderPool:
             image = await self._decode(data, task, limits.timeout_s, decoding)
             yield image
 
-    async def _decode(self, data: bytes, task: DecodeTask, timeout_s: float, decoding: AsyncExitStack) -> DecodedImage:
+    async def _decode(
+        self, data: bytes | memoryview, task: DecodeTask, timeout_s: float, decoding: AsyncExitStack
+    ) -> DecodedImage:
         """Decodes one photograph, on another fork server if this one is lost; `decoding` holds what that takes."""
         for _ in range(ATTEMPTS):
             server = self.server
@@ -284,7 +286,7 @@ class Decoder:
         return False
 
     async def decode(
-        self, data: bytes, task: DecodeTask, budget: ByteBudget, timeout_s: float, decoding: AsyncExitStack
+        self, data: bytes | memoryview, task: DecodeTask, budget: ByteBudget, timeout_s: float, decoding: AsyncExitStack
     ) -> DecodedImage:
         """Decodes one photograph, as `DecoderPool.decoded` does; `decoding` holds the memory reserved for it."""
         self.is_reusable = False
@@ -310,7 +312,7 @@ class Decoder:
             raise died("it answered nonsense") from None
         return image
 
-    def _put_upload(self, data: bytes, task: DecodeTask) -> None:
+    def _put_upload(self, data: bytes | memoryview, task: DecodeTask) -> None:
         """Puts the file into the shared memory, where the decoder will put the pixels over it."""
         needed = max(task.upload_bytes, 4 * task.max_side**2)
         if needed > self._buffer.capacity:

@@ -1,5 +1,6 @@
 """Reads the photograph of an HTTP request in bounded memory: a raw body, or the field `image` of a multipart form."""
 
+import io
 from dataclasses import dataclass, field
 
 from python_multipart.multipart import parse_options_header
@@ -37,12 +38,20 @@ async def read_upload(request: Request, max_bytes: int) -> Upload:
     if announced.isdigit() and int(announced) > body_limit:
         raise too_many_bytes(max_bytes, int(announced))
     bounded = Request(request.scope, BoundedReceive(request, body_limit, max_bytes).receive)
-    upload = await read_form(bounded) if is_form else Upload(await bounded.body())
+    upload = await read_form(bounded) if is_form else Upload(await read_body(bounded))
     if not upload.data:
         raise NoImage("The request has no picture: send it as the body, or as the field `image` of a form.")
     if len(upload.data) > max_bytes:
         raise too_many_bytes(max_bytes, len(upload.data))
     return upload
+
+
+async def read_body(request: Request) -> bytes:
+    """Reads a raw body; in a buffer that grows, because to join a list of its pieces takes as much memory again."""
+    body = io.BytesIO()
+    async for piece in request.stream():
+        body.write(piece)
+    return body.getvalue()
 
 
 async def read_form(request: Request) -> Upload:
