@@ -119,7 +119,7 @@ class BadOption(RequestError):
 class BadHeader(RequestError):
     """A request whose line or headers are malformed."""
 
-    status, code, title = 400, "bad-header", "A header is not valid"
+    status, code, title = 400, "bad-header", "The request is malformed"
 
 
 class UnknownHost(RequestError):

@@ -81,8 +81,8 @@ class IngressSettings(StrictModel):
         queue_most_pixels: no more pixels are admitted at a time, counted as they are painted.
         timeout_s: seconds from admission to the answer, at most; a request may ask for less.
         trusted_proxies: networks of proxies whose X-Forwarded-For tells clients apart.
-        keys: where the API keys are, `file:PATH` or `env:VARIABLE`, or `off`: anybody may paint. A service that listens
-            on more than the loopback does not start without this setting.
+        keys: where the API keys are, `file:/ABSOLUTE/PATH` or `env:VARIABLE`, or `off`: anybody may paint. A service
+            that listens on more than the loopback does not start without it.
         anonymous_share: with keys, the part of the queue that all clients without one may hold together; 0 refuses
             them.
     """
@@ -135,6 +135,9 @@ class StylizerSettings(StrictModel):
     stuck_after_s: PositiveInt = 120
 
 
+HostName = Annotated[str, Field(pattern=r"^(\*|(\*\.)?[A-Za-z0-9]([A-Za-z0-9.:-]*[A-Za-z0-9])?)$")]  # without a port
+
+
 class GuardSettings(StrictModel):
     """The block `guard` of a config file: what each HTTP proxy takes in before it asks the Ingress.
 
@@ -169,7 +172,7 @@ class GuardSettings(StrictModel):
     body_timeout_s: PositiveFloat = 300
     min_bytes_per_s: PositiveFloat = 4096
     rate_window_s: PositiveFloat = 20
-    allowed_hosts: tuple[str, ...] | None = None
+    allowed_hosts: tuple[HostName, ...] | None = None
 
 
 Model = TypeVar("Model", bound=StrictModel)

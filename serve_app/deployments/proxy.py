@@ -49,6 +49,8 @@ def middlewares() -> list[Middleware]:
     if not isinstance(block, dict | None):
         raise SettingsError("guard: must hold keys, or be off")
     settings = load_settings(GuardSettings, block or {}, "guard")
+    if settings.spool_dir is not None and not os.access(settings.spool_dir, os.W_OK | os.X_OK):
+        raise SettingsError(f"guard.spool_dir: {settings.spool_dir} is not a folder that this process may write to")
     protocol = type("Protocol", (GuardedProtocol,), {"header_timeout_s": settings.header_timeout_s})
     uvicorn.config.HTTP_PROTOCOLS["auto"] = protocol  # type: ignore[assignment]  # a class will do, too
     return [Middleware(Guard, settings=settings, site=site(config), observer=Metrics())]
@@ -58,7 +60,8 @@ def warn_without_guard() -> None:
     """Logs loudly if the environment of this process, which is that of the proxy on its node, names no guard."""
     if not is_guarded():
         logger.warning(
-            "NO GUARD in the HTTP proxies: uploads that are huge or never end can take the service down. Start Ray "
+            "NO GUARD in the HTTP proxies: uploads that are huge or never end can take the service down, and headers "
+            "that steer Serve are obeyed. Start Ray "
             "with %s=%s and %s naming the config file, on every node; docs/guard.md says how.",
             CALLBACK_VARIABLE,
             CALLBACK,

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import uuid
 from typing import Any, ClassVar
 
 import h11
@@ -93,6 +94,7 @@ class GuardedProtocol(H11Protocol):
         headers = [
             (b"content-type", PROBLEM_TYPE.encode()),
             (b"content-length", str(len(body)).encode()),
+            (b"x-request-id", str(uuid.uuid4()).encode()),
             (b"connection", b"close"),
         ]
         response = h11.Response(status_code=refusal.status, headers=headers, reason=STATUS_PHRASES[refusal.status])

@@ -20,6 +20,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from serve_app.errors import (
     BadHeader,
     DeadlineExceeded,
+    HeadersTooLarge,
     Lost,
     NotReady,
     RequestError,
@@ -54,6 +55,7 @@ UNPRINTABLE = re.compile(rb"[^\x21-\x7e]")
 CONTROL_CHARACTERS = re.compile(r"[\x00-\x08\x0a-\x1f\x7f-\x9f]")
 
 PIECE_PAUSE_S = 0.01  # between two pieces of a body that is handed on
+PROBE_S = 3.0  # for the answer to a health check
 RETRY_AFTER_S = 5  # a replica takes some seconds to come back
 LINGER_S = 3.0  # how long what a refused client still sends is read and dropped
 LINGER_QUIET_S = 0.5  # unless it sends nothing
@@ -137,7 +139,7 @@ class Guard:
             return
         except RequestError as refusal:
             self._observer.refused(refusal.code)
-            is_last = request.is_unread or isinstance(refusal, TooManyBytes)
+            is_last = request.is_unread or isinstance(refusal, TooManyBytes | HeadersTooLarge)
             await answer.refuse(refusal, is_last)
             if is_last:
                 await self._linger(request, send)
@@ -147,7 +149,7 @@ class Guard:
         scope = {**scope, "headers": headers}
         check_host(scope, self.settings.allowed_hosts, self.site.is_loopback)
         if not request.is_unread:
-            await self._forward(scope, request.receive, request, answer)
+            await self._forward_in_time(scope, request, answer)
             return
         limit, announced = body_limit(scope, self.settings), content_length(headers)
         if announced > limit:
@@ -195,6 +197,18 @@ class Guard:
         if request.gone.done():
             raise ClientGone
         raise self.intake.full()
+
+    async def _forward_in_time(self, scope: Scope, request: "Incoming", answer: "Answer") -> None:
+        """Lets Serve answer a request without a body; while it has no Ingress, health checkers are told at once.
+
+        Raises:
+            NotReady: if a health check is not answered within `PROBE_S`.
+        """
+        try:
+            async with asyncio.timeout(PROBE_S if scope["path"] in PROBES else None):
+                await self._forward(scope, request.receive, request, answer)
+        except TimeoutError:
+            raise NotReady("No Ingress has answered; try again shortly.", retry_after_s=RETRY_AFTER_S) from None
 
     async def _forward(self, scope: Scope, receive: Receive, request: "Incoming", answer: "Answer") -> None:
         """Lets Serve answer.

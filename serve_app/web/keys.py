@@ -41,8 +41,8 @@ TWO_KEYS = "The request has several API keys; send one."
 MALFORMED = "The header Authorization must read `Bearer KEY`; other schemes are not taken here."
 EMPTY_KEY = "The header X-API-Key must hold one API key."
 NOT_SAID = (
-    "not given, and the service listens on more than this machine: set file:PATH or env:VARIABLE for API keys, or off "
-    "to let anybody paint"
+    "not given, and the service listens on more than this machine: set file:/ABSOLUTE/PATH or env:VARIABLE for API "
+    "keys, or off to let anybody paint"
 )
 
 

@@ -16,6 +16,7 @@ from fakes import FakePipeline
 from pictures import photo_bytes
 from starlette.types import Receive, Scope, Send
 
+from serve_app.web import guard
 from serve_app.web.guard import Guard, Site
 from serve_app.web.routes import create_app
 
@@ -182,6 +183,7 @@ class TestHeaders:
             for size in (66_000, 200_000):  # in one piece, or more than one read
                 answer = say(address, request_head("/", f"X: {'a' * size}", method="GET"))
                 assert (answer.status, b"headers-too-large" in answer.answer) == (431, True)
+                assert b"connection: close" in answer.answer
             assert requests.get(address, headers={"X": "a" * 60_000}, timeout=9).status_code == 200
 
     def test_a_header_without_end_is_cut_off(self) -> None:
@@ -348,6 +350,16 @@ class TestAnswers:
             for answer in (post(address), requests.get(address, timeout=9)):
                 assert (answer.status_code, code(answer)) == (answered, expected)
                 assert ("retry-after" in answer.headers) == (answered != 408)
+
+    def test_a_health_check_is_told_in_time_that_there_is_no_ingress(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        async def hangs(scope: Scope, receive: Receive, send: Send) -> None:
+            await asyncio.sleep(60)
+
+        monkeypatch.setattr(guard, "PROBE_S", 0.2)
+        with guarded(hangs) as address:
+            for path in ("/livez", "/readyz"):
+                answer = requests.get(address + path, timeout=9)
+                assert (answer.status_code, code(answer)) == (503, "not-ready")
 
     def test_retry_after_of_serve_is_kept(self) -> None:
         with guarded(self.bare(429, (b"retry-after", b"17"))) as address:

@@ -24,6 +24,8 @@ from ray.serve.schema import ServeDeploySchema
 from serve_app.cli.config_lint import load_config
 from serve_app.deployments.proxy import CALLBACK, CALLBACK_VARIABLE, CONFIG_VARIABLE
 from serve_app.errors import AnimeganError, SettingsError
+from serve_app.settings import IngressSettings, load_settings
+from serve_app.web.keys import load_keys
 
 POLL_S = 0.5
 READY_TIMEOUT_S = 300
@@ -84,6 +86,8 @@ def start(config: Path, ray_folder: Path, dashboard: bool = False) -> None:
         raise StartError(
             f"port {port} of {host} is taken; stop what listens there, or set http_options.port in {config}"
         )
+    if "RAY_ADDRESS" not in os.environ:  # on another machine the files may be others
+        check_keys(document)
     if os.environ.get("RAY_AUTH_MODE") == "disabled":
         raise StartError(
             "RAY_AUTH_MODE=disabled lets everybody who reaches Ray's ports run code on this machine; unset it"
@@ -107,6 +111,19 @@ def start(config: Path, ray_folder: Path, dashboard: bool = False) -> None:
     deploy(document)
     wait_until_ready(f"http://{host}:{port}")
     print_welcome(f"http://{host}:{port}")
+
+
+def check_keys(document: ServeDeploySchema) -> None:
+    """Reads the API keys as the Ingress will: Serve would try a broken file three times before it gives up.
+
+    Raises:
+        SettingsError: if they cannot be read.
+    """
+    for application in document.applications:
+        for deployment in application.deployments:
+            if deployment.name == "Ingress":
+                values = deployment.user_config or {}
+                load_keys(load_settings(IngressSettings, values, "Ingress.user_config"), host=None)
 
 
 def ray_core() -> list[psutil.Process]:

@@ -266,6 +266,8 @@ def test_batches_that_could_never_fill_with_serves_own_default_are_named(finding
     [
         ("max_byte", 1, "guard.max_byte: unknown key, did you mean max_bytes?"),
         ("max_bytes", "much", "guard.max_bytes: could not parse value and unit from byte string"),
+        ("allowed_hosts", ["http://anime.example.org"], "guard.allowed_hosts: String should match pattern"),
+        ("allowed_hosts", ["anime.example.org:8000/"], "guard.allowed_hosts: String should match pattern"),
         ("rate_window_s", 0, "guard.rate_window_s: Input should be greater than 0"),
         (
             "max_bytes",
@@ -300,8 +302,8 @@ def test_guard_that_is_no_mapping_is_named(findings: Findings) -> None:
 
 
 NO_WORD_ON_KEYS = (
-    "not given, and the service listens on more than this machine: set file:PATH or env:VARIABLE for API keys, or off "
-    "to let anybody paint"
+    "not given, and the service listens on more than this machine: set file:/ABSOLUTE/PATH or env:VARIABLE for API "
+    "keys, or off to let anybody paint"
 )
 
 

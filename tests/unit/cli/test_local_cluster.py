@@ -12,6 +12,7 @@ from service import LOCAL_CONFIG, changed_config
 
 from serve_app.cli.local_cluster import service as local_cluster
 from serve_app.cli.local_cluster.service import RayDied, watch
+from serve_app.errors import SettingsError
 
 
 @pytest.fixture
@@ -84,3 +85,11 @@ def test_config_is_read_once_and_deployed_as_it_was_read(
     local_cluster.start(config, tmp_path)
     assert [each.http_options.port for each in deployed] == [document["http_options"]["port"]]
     assert deployed[0].applications[0].args == document["applications"][0]["args"]
+
+
+def test_key_file_that_is_missing_is_named_before_anything_starts(config: Path, tmp_path: Path) -> None:
+    document = yaml.safe_load(config.read_text())
+    document["applications"][0]["deployments"][0]["user_config"]["keys"] = f"file:{tmp_path}/nowhere"
+    config.write_text(yaml.safe_dump(document))
+    with pytest.raises(SettingsError, match=r"Ingress\.user_config\.keys: .*nowhere"):
+        local_cluster.start(config, tmp_path)

@@ -73,7 +73,9 @@ def test_guard_may_be_off(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
     assert os.environ["FORWARDED_ALLOW_IPS"] == ""
 
 
-@pytest.mark.parametrize("text", [None, "guard: [", "- a list", "guard: {max_byte: 3}", "guard: on"])
+@pytest.mark.parametrize(
+    "text", [None, "guard: [", "- a list", "guard: {max_byte: 3}", "guard: on", "guard: {spool_dir: /nowhere}"]
+)
 def test_proxy_does_not_start_with_a_wrong_file(
     text: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
