@@ -27,7 +27,7 @@ FOLDERS = ["photos", "bad", "cases"]
 REQUEST = StylizeRequest("toon", max_side=1024, multiple=4, format="jpeg")
 SETTINGS = CodecSettings()
 ACROSS = 6  # decodes at a time
-MEASURE_S = 20  # CPU that one measured decode may take
+MEASURE_S = 10  # CPU that one measured decode may take
 SHOW_EVERY = 1000
 NUMBERS = [0, 1, 0x7F, 0xFF, 0x7FFF, 0xFFFF, 0x7FFF_FFFF, 0xFFFF_FFFF]  # at which decoders go wrong
 HEADER_BYTES = 600  # half of all damage is done here

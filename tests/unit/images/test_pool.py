@@ -81,11 +81,10 @@ def decoders(pool: DecoderPool) -> list[psutil.Process]:
 
 async def busy(pool: DecoderPool, count: int = 1) -> list[psutil.Process]:
     """Waits until so many decoders work, and returns them."""
-    while True:
-        working = [process for process in decoders(pool) if user_s(process) > 0.1]
-        if len(working) >= count:
-            return working
-        await asyncio.sleep(0.02)
+    async with asyncio.timeout(60):
+        while len(working := [process for process in decoders(pool) if user_s(process) > 0.1]) < count:
+            await asyncio.sleep(0.02)
+    return working
 
 
 async def ended(processes: list[psutil.Process], within_s: float = 1) -> bool:
