@@ -89,6 +89,7 @@ def test_file_that_ends_inside_its_header_is_refused_or_unknown(format: str) -> 
         read_header(data[:16])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", hostile.LONG_HEADERS)
 def test_header_is_read_in_a_bounded_number_of_steps(kind: str) -> None:
     """A tenth of a second of CPU is fifty times what the worst takes, and a tenth of what Pillow would take."""

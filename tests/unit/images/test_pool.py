@@ -356,6 +356,7 @@ def test_photo_whose_fork_server_is_lost_again_is_refused_with_a_time_to_come_ba
     with_pool(scene)
 
 
+@pytest.mark.slow
 def test_no_process_outlives_its_owner() -> None:
     script = """
         import asyncio, hostile, sys
@@ -429,6 +430,7 @@ def test_pool_that_cannot_start_says_so(monkeypatch: pytest.MonkeyPatch) -> None
         DecoderPool(1, MEMORY)
 
 
+@pytest.mark.slow
 @needs_shared
 def test_every_shared_file_decodes_to_the_same_pixels_or_refusal_within_its_prediction() -> None:
     async def scene(pool: DecoderPool) -> list[str]:
