@@ -3,24 +3,23 @@
 The format is recognised by content, never by name. Limits are checked on the header, before anything is decoded.
 """
 
-import io
 import struct
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
 
 import numpy as np
-import pi_heif
-from numpy.typing import NDArray
-from PIL import ExifTags, Image, ImageCms, ImageFile, JpegImagePlugin
+from PIL import ExifTags, Image, ImageChops, JpegImagePlugin
 
 from serve_app.errors import BrokenImage, OutOfMemory, RequestError, TooManyPixels
 from serve_app.frames import DecodedImage, Frame, Plane, Size, StylizeRequest
+from serve_app.images import jpeg
+from serve_app.images.colour import to_srgb
+from serve_app.images.formats import open_as
 from serve_app.images.header import ImageHeader, read_header
 from serve_app.images.resize import painted_size, resize
+from serve_app.images.samples import ForeignImage, to_bytes, white_of
 
-pi_heif.register_heif_opener()
 warnings.filterwarnings("ignore", module=r"PIL\.")  # Pillow warns of odd metadata at each upload; only pixels matter
 Image.MAX_IMAGE_PIXELS = None  # the setting max_pixels is checked instead, in refuse_large
 
@@ -35,15 +34,13 @@ TRANSPOSITIONS = {
 }
 SIDEWAYS = {5, 6, 7, 8}  # EXIF orientations that swap height and width
 
-SRGB = ImageCms.createProfile("sRGB")
-ICC_SPACES = {"L": "GRAY", "RGB": "RGB", "CMYK": "CMYK", "LAB": "Lab"}
-
 # Bytes per pixel at a decoder's worst moment, including what is made of its planes; measured on 27 megapixels.
 DECODER_BYTES = {"WEBP": 17, "AVIF": 10, "HEIF": 15}
 RASTER_BYTES = {"1": 1, "L": 1, "P": 1}  # Pillow's own; every other mode takes 4
 SCANS_BYTES = 8  # a JPEG in several scans keeps coefficients of the whole image: 2 bytes for each of 3 or 4 channels
-DEEP_BYTES = 18  # 16-bit, 32-bit and float grey, on the way to 8 bits
+DEEP_BYTES = {"I;16": 7}  # 16-bit grey, on the way to 8 bits; 32-bit and float grey take 11
 DRAFT_SCALES = (8, 4, 2)  # factors by which libjpeg can shrink while it decodes
+PROFILE_BYTES = 4  # per byte of a colour profile, for what LittleCMS makes of it
 DECODE_OVERHEAD_BYTES = 10 * 2**20  # decoders' tables, colour transforms, Python's own
 
 
@@ -64,7 +61,7 @@ def decode(data: bytes, request: StylizeRequest, max_pixels: int) -> DecodedImag
     """
     with refusals():
         image = open_image(data, read_header(data), max_pixels)
-        return decode_opened(image, request.max_side, request.multiple)
+        return decode_opened(image, data, request.max_side, request.multiple)
 
 
 @contextmanager
@@ -86,15 +83,26 @@ def refusals() -> Iterator[None]:
         raise broken(error) from error
 
 
-def decode_opened(image: ImageFile.ImageFile, max_side: int, multiple: int) -> DecodedImage:
+def decode_opened(image: Image.Image, data: bytes, max_side: int, multiple: int) -> DecodedImage:
     """Decodes an opened file, as `prepare` does, and checks that it holds no more than its header says.
+
+    A JPEG that lacks nothing but its end marker is decoded too.
 
     Raises:
         TooSmall, BrokenImage: what the photograph's owner can mend.
     """
-    stated = image.width * image.height
-    decoded = prepare(image, max_side, multiple)
-    if decoded.original.pixels > stated:
+    stated = Size(image.height, image.width)
+    try:
+        decoded = prepare(image, max_side, multiple)
+    except OSError as error:
+        if image.format != "JPEG" or not is_truncation(error):
+            raise
+        image.close()  # its pixels are not needed any more
+        whole = jpeg.with_end(data, painted_size(stated, max_side, multiple))
+        if whole is None:
+            raise
+        decoded = prepare(whole, max_side, multiple)
+    if decoded.original.pixels > stated.pixels:
         raise broken(ValueError("the frame is larger than the header says"))
     return decoded
 
@@ -111,10 +119,9 @@ def prepare(image: Image.Image, max_side: int, multiple: int) -> DecodedImage:
     painted = painted_size(original, max_side, multiple)
     stored = painted.transposed if turn in SIDEWAYS else painted
     shrink_on_load(image, stored)
-    profile = image.info.get("icc_profile")
     colours = to_colours(image)
     small = upright(resize(colours, stored), turn)
-    return DecodedImage(*split_on_white(to_srgb(small, profile), small), original)
+    return DecodedImage(*split_on_white(to_srgb(small, image.info), small), original)
 
 
 def predict_decode_bytes(image: Image.Image, max_side: int) -> int:
@@ -128,16 +135,19 @@ def predict_decode_bytes(image: Image.Image, max_side: int) -> int:
         kept = SCANS_BYTES * pixels if has_several_scans(image) else 0
         pixels = -(-width // shrunk) * -(-height // shrunk)
     raster = RASTER_BYTES.get(image.mode, 4)
-    if image.format in DECODER_BYTES:
+    if isinstance(image, ForeignImage):
+        each = image.bytes_per_pixel
+    elif image.format in DECODER_BYTES:
         each = DECODER_BYTES[image.format] + 4 * (image.mode == "RGBA")
     elif image.mode.startswith(("I", "F")):
-        each = DEEP_BYTES
-    elif "transparency" in image.info or image.mode in ("LA", "RGBA", "PA", "La", "RGBa"):
+        each = DEEP_BYTES.get(image.mode[:4], 11)
+    elif "transparency" in image.info or has_margin(image) or image.mode in ("LA", "RGBA", "PA", "La", "RGBa"):
         each = raster + 4 + 4 * (raster < 4)  # RGBA, then premultiplied for the resize
     else:
         each = raster + {"P": 4, "1": 1}.get(image.mode, 0)
     resized = 4 * (narrow * height + 8 * narrow * low)  # LANCZOS resizes rows first, then columns
-    return int(each * pixels + kept + resized) + DECODE_OVERHEAD_BYTES
+    profile = PROFILE_BYTES * len(image.info.get("icc_profile") or b"")
+    return int(each * pixels + kept + resized) + profile + DECODE_OVERHEAD_BYTES
 
 
 def has_several_scans(image: Image.Image) -> bool:
@@ -152,22 +162,19 @@ def has_several_scans(image: Image.Image) -> bool:
     return not is_whole
 
 
-def open_image(data: bytes, header: ImageHeader, max_pixels: int) -> ImageFile.ImageFile:
+def open_image(data: bytes, header: ImageHeader, max_pixels: int) -> Image.Image:
     """Opens a file in the format of its header; decoding waits until limits have been checked.
 
     Raises:
         TooManyPixels: if it states more than `max_pixels`.
+        UnsupportedFormat: if it is sound, but of a kind that is not read here.
         BrokenImage: if it cannot be opened.
     """
     if header.stored and header.format == "WEBP":  # opening it allocates its canvas
         refuse_large(header.stored, max_pixels)
-    file = io.BytesIO(data)
     try:
-        if header.format == "JPEG":  # Image.open makes an MPO of some, which knows no shrink-on-load
-            image: ImageFile.ImageFile = JpegImagePlugin.JpegImageFile(file)
-        else:
-            image = Image.open(file, formats=[header.format])
-    except MemoryError:
+        image = open_as(data, header.format)
+    except (MemoryError, RequestError):
         raise
     except Exception as error:
         raise broken(error) from error
@@ -177,12 +184,16 @@ def open_image(data: bytes, header: ImageHeader, max_pixels: int) -> ImageFile.I
 
 def broken(error: Exception) -> BrokenImage:
     """Returns the refusal of a file that a decoder failed on: incomplete, or otherwise damaged."""
-    truncated = "truncated" in str(error).lower()
     return BrokenImage(
         "The picture ends before it is complete; send the whole file."
-        if truncated
+        if is_truncation(error)
         else "The picture is damaged or malformed and cannot be decoded; save it again and send the new file."
     )
+
+
+def is_truncation(error: Exception) -> bool:
+    """Returns whether a decoder failed because the file is incomplete; Pillow tells by its message alone."""
+    return "truncated" in str(error).lower()
 
 
 def refuse_large(stated: Size, max_pixels: int) -> None:
@@ -202,14 +213,20 @@ def refuse_large(stated: Size, max_pixels: int) -> None:
 
 def load_early(image: Image.Image) -> None:
     """Decodes every format but JPEG: the EXIF of a PNG may follow its pixels, so Pillow decodes to find it anyway."""
+    image.info.pop("xmp", None)  # by it, Pillow would turn a TIFF that its own tag does not turn
     if image.format != "JPEG":
         image.load()
 
 
 def orientation(image: Image.Image) -> int:
-    """Returns the EXIF orientation, 1 to 8; a missing or invalid one counts as upright."""
+    """Returns the EXIF orientation, 1 to 8; a missing or invalid one counts as upright.
+
+    Only EXIF turns a picture, as in browsers; Pillow's `getexif` would ask XMP too. A TIFF has been turned by now.
+    """
+    exif = Image.Exif()
     try:
-        turn = image.getexif().get(ExifTags.Base.Orientation, 1)
+        exif.load(image.info.get("exif", b""))
+        turn = exif.get(ExifTags.Base.Orientation, 1)
     except Exception:  # malformed EXIF must not fail the whole image
         return 1
     return turn if turn in TRANSPOSITIONS else 1
@@ -231,7 +248,10 @@ def to_colours(image: Image.Image) -> Image.Image:
     """Decodes the first frame to mode L, RGB, CMYK, LAB, LA or RGBA, 8 bits per channel."""
     image.load()
     if image.mode.startswith(("I", "F")):
-        return eight_bits(image)
+        samples = np.asarray(image)
+        return Image.fromarray(to_bytes(samples, 65535 if image.mode.startswith("I;16") else white_of(samples)))
+    if has_margin(image):
+        return with_margin(image)
     if image.mode in ("CMYK", "LAB"):
         return image
     if "transparency" in image.info or image.mode in ("PA", "RGBa"):
@@ -243,47 +263,23 @@ def to_colours(image: Image.Image) -> Image.Image:
     return image.convert("L" if image.mode == "1" else "RGB")
 
 
-def eight_bits(image: Image.Image) -> Image.Image:
-    """Scales 16-bit, 32-bit or float grey to 8 bits: from 16 bits, from [0, 1], or not at all if the values fit."""
-    grey: NDArray[np.floating] = np.nan_to_num(np.asarray(image, dtype=np.float32))
-    top = float(grey.max(initial=0))
-    if image.mode.startswith("I;16") or top > 255:
-        grey = grey / 257
-    elif image.mode == "F" and top <= 1:
-        grey = grey * 255
-    return Image.fromarray(np.clip(grey + 0.5, 0, 255).astype(np.uint8))
+def has_margin(image: Image.Image) -> bool:
+    """Returns whether an image is a GIF whose first frame leaves some of the screen free."""
+    return image.format == "GIF" and getattr(image, "dispose_extent", None) not in (None, (0, 0, *image.size))
+
+
+def with_margin(image: Image.Image) -> Image.Image:
+    """Makes what the first frame of a GIF leaves free transparent, as browsers do; Pillow fills it with colour 0."""
+    frame = Image.new("L", image.size)
+    frame.paste(255, getattr(image, "dispose_extent"))  # noqa: B009  # only GIFs have it
+    framed = image.convert("RGBA")
+    framed.putalpha(ImageChops.multiply(framed.getchannel("A"), frame))
+    return framed
 
 
 def upright(image: Image.Image, turn: int) -> Image.Image:
     """Applies the EXIF orientation `turn`."""
     return image.transpose(TRANSPOSITIONS[turn]) if turn in TRANSPOSITIONS else image
-
-
-def to_srgb(image: Image.Image, profile: bytes | None) -> Image.Image:
-    """Converts colours to sRGB and drops alpha; a profile that is malformed or of another colour space is ignored."""
-    colours = image.convert(image.mode[:-1]) if image.mode in ("LA", "RGBA") else image
-    source: Any = None  # lcms takes two kinds of profile objects
-    if colours.mode == "LAB":
-        source = ImageCms.createProfile("LAB")
-    elif profile:
-        source = matching_profile(profile, ICC_SPACES[colours.mode])
-    if source is not None:
-        try:
-            converted = ImageCms.profileToProfile(colours, source, SRGB, outputMode="RGB")
-        except ImageCms.PyCMSError:
-            converted = None
-        if converted is not None:
-            return converted
-    return colours.convert("RGB")
-
-
-def matching_profile(profile: bytes, space: str) -> ImageCms.ImageCmsProfile | None:
-    """Returns the profile if it can be read and describes this colour space, else None."""
-    try:
-        opened = ImageCms.ImageCmsProfile(io.BytesIO(profile))
-    except (OSError, ImageCms.PyCMSError):
-        return None
-    return opened if opened.profile.xcolor_space.strip() == space else None
 
 
 def split_on_white(rgb: Image.Image, image: Image.Image) -> tuple[Frame, Plane | None]:

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 from serve_app.errors import BrokenImage, UnsupportedFormat
 from serve_app.frames import Size
+from serve_app.images.raw import refuse_raw
 
 READABLE = "JPEG, PNG, WebP, AVIF, HEIC, GIF, BMP and TIFF"
 SIGNATURES = {
@@ -77,8 +78,9 @@ def sniff(data: bytes) -> str:
     """Recognises a format by the first bytes of the file, and returns Pillow's name of it.
 
     Raises:
-        UnsupportedFormat: if it is not one of the formats read here.
+        UnsupportedFormat: if it is not one of the formats read here, or a camera's raw file.
     """
+    refuse_raw(data)
     if data[:4] == b"RIFF" and data[8:12] == b"WEBP":
         return "WEBP"
     if data[4:8] == b"ftyp":

@@ -1,0 +1,97 @@
+"""What Pillow's plugins do not do right: small frames of GIF, and sound files of kinds that are not read."""
+
+import struct
+
+import numpy as np
+import pytest
+from decoding import decoded, ramp, refusal, save
+from PIL import Image
+from shared import ROOT
+
+DATA = ROOT / "tests" / "data"
+
+
+def gif_with_frame_at(
+    left: int, top: int, screen: tuple[int, int], transparent: bool = False, **options: object
+) -> bytes:
+    """A GIF of 24 x 16 pixels at some place of a screen."""
+    image = Image.fromarray(ramp(16, 24)).quantize(64)
+    if transparent:
+        image.paste(200, (0, 0, 8, 16))  # no other pixel has this index
+        options["transparency"] = 200
+    data = bytearray(save(image, "GIF", optimize=False, **options))
+    struct.pack_into("<HH", data, 6, *screen)
+    at = 13 + 3 * 2 ** ((data[10] & 7) + 1) if data[10] & 0x80 else 13
+    while data[at] != ord(","):
+        at += 2  # an extension: its label, then blocks
+        while data[at]:
+            at += 1 + data[at]
+        at += 1
+    struct.pack_into("<HH", data, at + 1, left, top)
+    return bytes(data)
+
+
+@pytest.mark.parametrize("transparent", [False, True])
+@pytest.mark.parametrize("place", [(0, 0), (8, 10), (16, 24)])
+def test_margin_around_a_small_first_frame_is_transparent(place: tuple[int, int], transparent: bool) -> None:
+    left, top = place
+    result = decoded(gif_with_frame_at(left, top, (40, 40), transparent))
+    assert result.size == (40, 40)
+    assert result.alpha is not None
+    opacity = np.zeros((40, 40), bool)
+    opacity[top : top + 16, left + 8 * transparent : left + 24] = True
+    assert np.array_equal(result.alpha, 255 * opacity)
+    assert (result.frame[~opacity] == 255).all()
+    quantized = np.asarray(Image.fromarray(ramp(16, 24)).quantize(64).convert("RGB"))
+    assert np.array_equal(result.frame[top : top + 16, left + 8 : left + 24], quantized[:, 8:])
+
+
+def test_frame_that_fills_the_screen_or_reaches_beyond_it_is_opaque() -> None:
+    assert decoded(gif_with_frame_at(0, 0, (24, 16))).alpha is None
+    wider = decoded(gif_with_frame_at(4, 0, (24, 16)))
+    assert wider.size == (16, 28)
+    assert wider.alpha is not None
+    assert (wider.alpha[:, :4] == 0).all()
+
+
+def test_interlaced_frame_and_grey_ones_have_their_margin_too() -> None:
+    grey = Image.fromarray(ramp(16, 24)[..., 0])
+    data = bytearray(save(grey, "GIF", interlace=1))
+    struct.pack_into("<HH", data, 6, 40, 16)
+    result = decoded(bytes(data))
+    assert result.alpha is not None
+    assert (result.alpha[:, 24:] == 0).all()
+    assert np.array_equal(result.frame[:, :24, 0], np.asarray(grey))
+
+
+@pytest.mark.parametrize("codec", ["av01", "avc1", "jpeg", "j2k1", "vvc1", "unci"])
+def test_heif_of_another_codec_is_sound_but_not_read(codec: str) -> None:
+    data = (DATA / "heic_nclx_p3.heic").read_bytes().replace(b"hvc1", codec.encode())
+    refused = refusal(data)
+    assert refused.code == "unsupported-format"
+    assert "This HEIF is coded as" in str(refused)
+
+
+def test_heif_that_is_cut_off_is_damaged() -> None:
+    assert refusal((DATA / "heic_nclx_p3.heic").read_bytes()[:400]).code == "broken-image"
+
+
+@pytest.mark.parametrize(("bits", "compression"), [(64, 0), (16, 3), (24, 4), (24, 5), (2, 0)])
+def test_rare_kind_of_bmp_is_sound_but_not_read(bits: int, compression: int) -> None:
+    data = bytearray(save(Image.fromarray(ramp()), "BMP"))
+    struct.pack_into("<HI", data, 28, bits, compression)
+    assert "rare kind of BMP" in str(refusal(bytes(data)))
+
+
+@pytest.mark.parametrize(("bits", "compression"), [(30_000, 0), (24, 77)])
+def test_bmp_of_impossible_depth_or_compression_is_damaged(bits: int, compression: int) -> None:
+    data = bytearray(save(Image.fromarray(ramp()), "BMP"))
+    struct.pack_into("<HI", data, 28, bits, compression)
+    assert refusal(bytes(data)).code == "broken-image"
+
+
+def test_avif_whose_container_libheif_does_not_take_keeps_its_pixels() -> None:
+    """The code points are then not told; the picture must not suffer."""
+    data = (DATA / "avif_nclx_bt709.avif").read_bytes()
+    plain = decoded(data).frame
+    assert np.array_equal(decoded(data.replace(b"nclx", b"????")).frame, plain)
