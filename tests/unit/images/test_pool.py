@@ -43,7 +43,6 @@ T = TypeVar("T")
 ENDLESS: dict[str, Callable[[], bytes]] = {
     "scans": lambda: hostile.jpeg_of_scans(20_000, 2048),
     "filling": lambda: hostile.jpeg_of_filling(32_000_000),
-    "chunks": lambda: hostile.png_of_chunks(2_500_000),
     "junk": lambda: hostile.gif_of_junk(32_000_000),
 }
 
