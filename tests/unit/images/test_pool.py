@@ -393,8 +393,9 @@ def test_decoders_are_small_and_hold_nothing_of_the_service() -> None:
             await decoded(pool, photo(2000, 3000, format="BMP"))
         for process in [*decoders(pool), psutil.Process(pool.server.pid)]:
             assert process.memory_full_info().pss < 40 * 2**20
-        for process in decoders(pool):
-            assert process.num_fds() <= 6  # standard input, output and error, and a socket
+        async with asyncio.timeout(30):  # one that was forked just now has yet to close what it inherits
+            while any(process.num_fds() > 4 for process in decoders(pool)):  # standard streams, and a socket
+                await asyncio.sleep(0.05)
 
     with_pool(scene)
 
