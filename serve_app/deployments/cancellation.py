@@ -3,6 +3,7 @@
 import logging
 
 from ray.exceptions import RayError, RayTaskError, TaskCancelledError
+from ray.serve.exceptions import RequestCancelledError
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 
@@ -10,7 +11,7 @@ def is_cancellation(error: BaseException | None) -> bool:
     """Returns whether an error only says that a task was cancelled."""
     if isinstance(error, RayTaskError):
         return isinstance(error, TaskCancelledError) or is_cancellation(error.cause)
-    return isinstance(error, TaskCancelledError)
+    return isinstance(error, TaskCancelledError | RequestCancelledError)
 
 
 class DisconnectOnCancel:

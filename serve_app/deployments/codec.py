@@ -9,8 +9,9 @@ import numpy as np
 import ray
 from numpy.typing import NDArray
 from ray import serve
+from ray.exceptions import RayError
 
-from serve_app.deployments.steps import Decoded, Encoded, Painted
+from serve_app.deployments.steps import Decoded, Encoded, Painted, frame_lost
 from serve_app.errors import RequestError
 from serve_app.frames import DecodedImage, ImageFormat, StylizeRequest
 from serve_app.images.encode import encode
@@ -50,7 +51,9 @@ class Codec:
         except RequestError as refusal:
             return refusal
 
-    async def encode(self, painted: Painted, decoded: Decoded, format: ImageFormat, quality: int | None) -> Encoded:
+    async def encode(
+        self, painted: Painted, decoded: Decoded, format: ImageFormat, quality: int | None
+    ) -> Encoded | RequestError:
         """Encodes a painting, with the transparency of its photograph where the format has any."""
         loop = asyncio.get_running_loop()
         return await loop.run_in_executor(self.encoders, encoded, painted, decoded, format, quality)
@@ -67,11 +70,15 @@ def stored(image: DecodedImage, began: float) -> Decoded:
     )
 
 
-def encoded(painted: Painted, decoded: Decoded, format: ImageFormat, quality: int | None) -> Encoded:
+def encoded(painted: Painted, decoded: Decoded, format: ImageFormat, quality: int | None) -> Encoded | RequestError:
     """Encodes a painting that lies in the object store."""
     began = time.perf_counter()
-    alpha = None if decoded.alpha is None else ray.get(decoded.alpha)
-    return Encoded(encode(ray.get(painted.frame), alpha, format, quality), elapsed_ms(began))
+    try:
+        alpha = None if decoded.alpha is None else ray.get(decoded.alpha)
+        frame = ray.get(painted.frame)
+    except RayError:
+        return frame_lost()
+    return Encoded(encode(frame, alpha, format, quality), elapsed_ms(began))
 
 
 def elapsed_ms(began: float) -> float:

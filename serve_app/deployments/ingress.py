@@ -157,7 +157,7 @@ class Ingress:
         for attempt in range(1, MAX_ATTEMPTS + 1):
             try:
                 return await self.run_pipeline(data, header, request, timeout)
-            except (RayError, RayServeException) as error:
+            except (RayError, RayServeException, Lost) as error:
                 if not is_lost(error):
                     raise
                 logger.warning(

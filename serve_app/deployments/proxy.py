@@ -17,6 +17,7 @@ from ray.util.metrics import Counter, Gauge
 from starlette.middleware import Middleware
 
 from serve_app.deployments import metrics
+from serve_app.deployments.cancellation import log_no_cancellations
 from serve_app.deployments.idle import IdleRelease
 from serve_app.engine.allocator import return_large_buffers
 from serve_app.errors import SettingsError
@@ -40,6 +41,7 @@ def middlewares() -> list[Middleware]:
         SettingsError: if the config file cannot be read or is wrong; the proxy does not start then.
     """
     return_large_buffers()
+    log_no_cancellations()
     os.environ["FORWARDED_ALLOW_IPS"] = ""  # or uvicorn believes X-Forwarded-For from 127.0.0.1; the guard decides that
     config = read_config()
     block = config.get("guard")

@@ -10,7 +10,13 @@ from typing import Any
 
 import ray
 
+from serve_app.errors import Lost
 from serve_app.frames import Size
+
+
+def frame_lost() -> Lost:
+    """Returns, as a refusal, that a frame has gone with the process that made it, or with its client."""
+    return Lost("A process that worked on the picture was lost; try again later.", retry_after_s=5)
 
 
 @dataclass(frozen=True)

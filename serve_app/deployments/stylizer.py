@@ -11,11 +11,12 @@ from typing import TYPE_CHECKING, Any
 
 import ray
 from ray import serve
+from ray.exceptions import RayError
 from ray.serve.metrics import Gauge, Histogram
 
 from serve_app.deployments import metrics
 from serve_app.deployments.autoscaling import WorkReport
-from serve_app.deployments.steps import Decoded, Painted
+from serve_app.deployments.steps import Decoded, Painted, frame_lost
 from serve_app.engine.slots import Slot
 from serve_app.errors import RequestError, UnknownStyle
 from serve_app.frames import Frame, Size
@@ -63,7 +64,10 @@ class Stylizer:
         """
         if style not in self.stylist.styles:  # on another node than the Ingress, a file may be missing or damaged
             return UnknownStyle(f"The style {style!r} cannot be painted here: its file is missing or damaged.")
-        frame: Frame = await decoded.frame
+        try:
+            frame: Frame = await decoded.frame
+        except RayError:
+            return frame_lost()
         try:
             done = await self.batcher.submit((style, decoded.painted), frame, decoded.painted.pixels, expires_s)
         except RequestError as refusal:

@@ -5,6 +5,7 @@ import logging
 
 import pytest
 from ray.exceptions import ActorDiedError, RayTaskError, TaskCancelledError
+from ray.serve.exceptions import RequestCancelledError
 from starlette.types import Message, Receive, Scope, Send
 
 from serve_app.deployments.cancellation import DisconnectOnCancel, is_cancellation, log_no_cancellations
@@ -14,7 +15,7 @@ def in_a_task(cause: Exception) -> RayTaskError:
     return RayTaskError("method", "traceback", cause)  # type: ignore[no-untyped-call]
 
 
-CANCELLED: list[Exception] = [TaskCancelledError(), in_a_task(TaskCancelledError())]
+CANCELLED: list[Exception] = [TaskCancelledError(), RequestCancelledError("id"), in_a_task(TaskCancelledError())]
 CANCELLED.append(in_a_task(TaskCancelledError()).as_instanceof_cause())  # type: ignore[no-untyped-call]
 FAULTS = [ActorDiedError(), in_a_task(ValueError()), ValueError(), None]
 
@@ -48,6 +49,6 @@ def test_body_that_ray_cancels_ends_as_a_disconnect(error: Exception) -> None:
 
 def test_asyncio_logs_faults_but_no_cancellations(caplog: pytest.LogCaptureFixture) -> None:
     log_no_cancellations()
-    for error in (CANCELLED[1], ValueError("a fault")):
+    for error in (CANCELLED[2], ValueError("a fault")):
         logging.getLogger("asyncio").error("never retrieved", exc_info=error)
     assert [record.exc_info[1] for record in caplog.records if record.exc_info] == [error]
