@@ -40,6 +40,7 @@ RASTER_BYTES = {"1": 1, "L": 1, "P": 1}  # Pillow's own; every other mode takes 
 SCANS_BYTES = 8  # a JPEG in several scans keeps coefficients of the whole image: 2 bytes for each of 3 or 4 channels
 DEEP_BYTES = {"I;16": 7}  # 16-bit grey, on the way to 8 bits; 32-bit and float grey take 11
 DRAFT_SCALES = (8, 4, 2)  # factors by which libjpeg can shrink while it decodes
+STACK_BYTES = {"HEIF": 2 * 8 * 2**20}  # libheif starts a thread for the tiles of a grid, libde265 one to decode them
 PROFILE_BYTES = 4  # per byte of a colour profile, for what LittleCMS makes of it
 DECODE_OVERHEAD_BYTES = 10 * 2**20  # decoders' tables, colour transforms, Python's own
 
@@ -147,7 +148,8 @@ def predict_decode_bytes(image: Image.Image, max_side: int) -> int:
         each = raster + {"P": 4, "1": 1}.get(image.mode, 0)
     resized = 4 * (narrow * height + 8 * narrow * low)  # LANCZOS resizes rows first, then columns
     profile = PROFILE_BYTES * len(image.info.get("icc_profile") or b"")
-    return int(each * pixels + kept + resized) + profile + DECODE_OVERHEAD_BYTES
+    fixed = STACK_BYTES.get(str(image.format), 0) + DECODE_OVERHEAD_BYTES
+    return int(each * pixels + kept + resized) + profile + fixed
 
 
 def has_several_scans(image: Image.Image) -> bool:

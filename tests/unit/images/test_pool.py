@@ -16,7 +16,9 @@ import numpy as np
 import psutil
 import pytest
 from PIL import Image
+from pngs import code_points_chunk, with_chunks
 from shared import ROOT, files_of, name_of, needs_shared
+from tiffs import tiff_of
 
 from serve_app.errors import (
     BrokenImage,
@@ -118,6 +120,11 @@ def same(one: DecodedImage, other: DecodedImage) -> bool:
 def test_pool_decodes_as_this_process_does() -> None:
     files = [photo(format="JPEG"), photo(mode="RGBA"), photo(mode="LA"), photo(format="WEBP"), photo(format="AVIF")]
     files.append(photo(3000, 4000, format="JPEG"))
+    files.append(files[0][:-2])  # without its end marker
+    files += [path.read_bytes() for path in sorted((ROOT / "tests" / "data").iterdir()) if path.suffix != ".md"]
+    deep = np.random.default_rng(0).integers(0, 65_536, (600, 800, 3), np.uint16)
+    files.append(tiff_of(deep, photometric="rgb", compression="lzw", predictor=True))
+    files.append(with_chunks(files[1], code_points_chunk(9, 16)))
 
     async def scene(pool: DecoderPool) -> None:
         for data in files:
