@@ -20,11 +20,10 @@ from serve_app.frames import Size
 from serve_app.images.colour import CodePoints
 from serve_app.images.parts import joined
 from serve_app.images.samples import ForeignImage, to_bytes
-from serve_app.settings import MIB
 
 SIGNATURE = b"\x89PNG\r\n\x1a\n"
 MAX_CHUNKS = 100_000  # pixels come in pieces of 8 KiB or more, so real files hold far fewer
-MAX_UNPACKED = 8 * MIB  # of a profile; the largest that printers come with are half of that
+MAX_UNPACKED = 8 * 2**20  # of a profile; the largest that printers come with are half of that
 
 LENGTH_AND_NAME = struct.Struct(">I4s")
 TEXTS = {b"tEXt", b"zTXt"}
