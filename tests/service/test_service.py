@@ -244,7 +244,8 @@ def test_client_that_goes_away_frees_its_place_and_its_work(service: Service) ->
     connections = []
     for seed in range(16):
         photo = photo_bytes(1024, 1024, seed=seed)
-        head = f"POST /v1/stylize HTTP/1.1\r\nHost: x\r\nX-Forwarded-For: 198.51.100.3\r\nContent-Length: {len(photo)}"
+        head = "POST /v1/stylize HTTP/1.1\r\nHost: localhost\r\nX-Forwarded-For: 198.51.100.3\r\n"
+        head += f"Content-Length: {len(photo)}"
         connections.append(socket.create_connection((host, int(port))))
         connections[-1].sendall(f"{head}\r\n\r\n".encode() + photo)
     wait_for(lambda: 429 in {answer.status_code for answer in burst(service, 8, 64, "198.51.100.3")}, 30)
