@@ -20,7 +20,7 @@ from serve_app.deployments import metrics
 from serve_app.deployments.cancellation import DisconnectOnCancel, is_cancellation, log_no_cancellations
 from serve_app.deployments.idle import IdleRelease
 from serve_app.deployments.proxy import warn_without_guard
-from serve_app.deployments.steps import Decoded, Encoded, Painted
+from serve_app.deployments.steps import LOST_RETRY_AFTER_S, Decoded, Encoded, Painted
 from serve_app.engine.allocator import return_large_buffers
 from serve_app.errors import DeadlineExceeded, Lost, RequestError, TooBusy
 from serve_app.frames import Client, EncodedImage, Receipt, StylizeRequest
@@ -38,7 +38,6 @@ logger = logging.getLogger(__name__)
 READY_CACHE_S = 1.0  # load balancers ask often, and each question goes to Serve's one controller
 # Retry-After of Serve's own queues, as in prod.yaml. Admission is stricter, so they fill only if the settings disagree.
 SERVE_RETRY_AFTER_S = 3
-LOST_RETRY_AFTER_S = 5  # a replica takes some seconds to come back
 MAX_ATTEMPTS = 3  # at one photograph: painting is pure, so it can be repeated after a replica has died
 
 

@@ -24,11 +24,11 @@ from serve_app.errors import SettingsError
 from serve_app.settings import GuardSettings, IngressSettings, load_settings
 from serve_app.web.connection import GuardedProtocol
 from serve_app.web.guard import Guard, Site
+from serve_app.web.keys import is_private
 
 CALLBACK_VARIABLE = "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH"
 CALLBACK = "serve_app.deployments.proxy:middlewares"
 CONFIG_VARIABLE = "ANIMEGAN_CONFIG"
-LOOPBACK = ("localhost", "127.0.0.1", "::1")
 PUBLISH_S = 1.0  # between two updates of the gauges
 
 logger = logging.getLogger("ray.serve")
@@ -101,7 +101,7 @@ def site(config: dict[str, Any]) -> Site:
     values = next((each.get("user_config") or {} for each in deployments if each.get("name") == "Ingress"), {})
     ingress = load_settings(IngressSettings, values, "Ingress.user_config")
     host = (config.get("http_options") or {}).get("host")
-    return Site(ingress.trusted_proxies, SERVE_SESSION_ID, host in LOOPBACK)
+    return Site(ingress.trusted_proxies, SERVE_SESSION_ID, host is not None and is_private(host))
 
 
 class Metrics:

@@ -13,6 +13,7 @@ from typing import IO
 from starlette.types import Message, Receive
 
 from serve_app.errors import SlowUpload, TooBusy
+from serve_app.queueing.admission import SHARE_OF_FREE
 from serve_app.settings import MIB, GuardSettings
 from serve_app.web.uploads import too_many_bytes
 
@@ -20,7 +21,6 @@ logger = logging.getLogger(__name__)
 
 MEMORY_BYTES = MIB  # of one body; what is longer goes to a file
 PIECE_BYTES = 2 * MIB  # in which a file is handed on
-SHARE_OF_FREE = 4  # what one client may hold, as a multiple of what is free: as in admission control
 
 
 class ClientGone(Exception):
