@@ -19,14 +19,14 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load as load_safetensors
-from safetensors.torch import save, save_file
+from safetensors.torch import save
 from torch import Tensor
 
 from serve_app.engine.generator import Generator
 from serve_app.errors import StyleError
 from serve_app.styles.catalogue import InstalledStyle, Style, read_file
 from serve_app.styles.formats import identify, identify_by_name
-from serve_app.styles.integrity import DIGEST, generator_shapes, name_differences, parse, verify
+from serve_app.styles.integrity import DIGEST, generator_shapes, name_differences, parse, verify, with_sorted_header
 from serve_app.styles.text import printable
 
 logger = logging.getLogger(__name__)
@@ -218,11 +218,12 @@ def save_style(weights: Weights, style: Style, path: Path, dtype: torch.dtype = 
         raise StyleError(f"{too_large[0]} of {style.name} holds values that do not fit {str(dtype).split('.')[-1]}")
     header = style.to_header()
     header[DIGEST] = parse(save(tensors, header)).digest()
+    data = with_sorted_header(save(tensors, header))
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, partial = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    os.close(handle)
     try:
-        save_file(tensors, partial, metadata=header)
+        with open(handle, "wb") as file:
+            file.write(data)
         os.chmod(partial, 0o644)  # mkstemp lets only the owner read; other nodes and users read styles too
         os.replace(partial, path)
     finally:

@@ -89,6 +89,19 @@ def parse(data: bytes) -> StyleContent:
     return StyleContent(header.get("__metadata__") or {}, tensors)
 
 
+def with_sorted_header(data: bytes) -> bytes:
+    """Returns a safetensors file with the strings of its header in the order of their keys.
+
+    The library writes them in any order, and the same style should always be the same file.
+    """
+    length = int.from_bytes(data[:8], "little")
+    header = json.loads(data[8 : 8 + length])
+    header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)  # tensors begin at a multiple of eight bytes
+    return len(text).to_bytes(8, "little") + text + data[8 + length :]
+
+
 def verify(content: StyleContent) -> None:
     """Checks a style's content against its digest, if it has one, and its tensors against the generator's.
 

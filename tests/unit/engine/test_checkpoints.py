@@ -271,11 +271,20 @@ def test_failed_save_keeps_the_style_that_was_there(
 ) -> None:
     path = tmp_path / "seeded.safetensors"
     save_style(weights, make_style(title="Old"), path)
-    monkeypatch.setattr("serve_app.engine.checkpoints.save_file", lambda *_, **__: 1 / 0)
+    monkeypatch.setattr(os, "chmod", lambda *_: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         save_style(weights, make_style(title="New"), path)
     assert read_installed(path).title == "Old"
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_same_style_is_always_the_same_file(weights: Weights, tmp_path: Path) -> None:
+    path = tmp_path / "seeded.safetensors"
+    files = set()
+    for _ in range(8):
+        save_style(weights, make_style(), path)
+        files.add(path.read_bytes())
+    assert len(files) == 1
 
 
 def test_saved_style_can_be_read_by_other_users(weights: Weights, tmp_path: Path) -> None:
