@@ -10,7 +10,7 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 
-from benchmarks import batching, decoders, engines, mutations, painting, profiling, scaling, service, soak
+from benchmarks import batching, cost, decoders, engines, mutations, painting, profiling, scaling, service, soak
 from benchmarks.paths import RESULTS, RUNS, SAMPLE_PHOTOGRAPH, SCRATCH
 
 Run = Callable[[argparse.Namespace], None]
@@ -77,6 +77,7 @@ def add_service_commands(commands: Commands) -> None:
     batching.add_arguments(commands.add("batching", batching.run))
     service.add_arguments(commands.add("service", service.run))
     scaling.add_arguments(commands.add("scaling", scaling.run))
+    cost.add_arguments(commands.add("cost", cost.run))
     soak.add_arguments(commands.add("soak", soak.run))
     decoders.add_arguments(commands.add("decoders", decoders.run))
     mutations.add_arguments(commands.add("mutations", mutations.run))

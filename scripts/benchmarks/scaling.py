@@ -24,14 +24,21 @@ from benchmarks.load import run_load
 from benchmarks.monitor import CpuMeter
 from benchmarks.paths import LOCAL_CONFIG, STYLIZE_PATH
 from benchmarks.reporting import Row, collect, report
-from benchmarks.servers import free_port, running
+from benchmarks.servers import DECODER, free_port, running
 
 PAINT_S = 0.25
 CLIENTS = 4  # for each Stylizer: one image is painted, the others are decoded or encoded, or wait
 STYLIZER_CPUS = 0.05  # so that all fit on two cores
 QUEUE_KEYS = ("max_ongoing_requests", "max_queued_requests")
 IDLE_S = 5.0
-KINDS = {"ProxyActor": "proxy", "Ingress": "Ingress", "Codec": "Codec", "Stylizer": "Stylizer"}  # by role
+KINDS = {  # by role
+    "ProxyActor": "proxy",
+    "Ingress": "Ingress",
+    "Codec": "Codec",
+    DECODER: "Codec",
+    "Stylizer": "Stylizer",
+}
+KIND_NAMES = list(dict.fromkeys(KINDS.values()))
 REST = "Ray itself"
 LOAD = "load"  # the load generator
 
@@ -136,7 +143,7 @@ def measure(options: argparse.Namespace, replicas: int) -> Row:
 
 def cpu_by_kind(meter: CpuMeter) -> dict[str, float]:
     """Returns CPU-seconds by kind of process, 0 for a kind that has none."""
-    used = dict.fromkeys([*KINDS.values(), REST], 0.0)
+    used = dict.fromkeys([*KIND_NAMES, REST], 0.0)
     for role, seconds in meter.by_role().items():
         used[KINDS.get(role, REST)] += seconds
     return used
@@ -148,7 +155,7 @@ def run(options: argparse.Namespace) -> None:
     options.scratch = options.scratch.resolve()
     rows = collect(measure(options, replicas) for replicas in options.replicas)
     report(options.out, "scaling", rows, paint_seconds=options.paint_seconds, side=options.side)
-    plots.scaling(options.out, rows, options.paint_seconds, [*KINDS.values(), REST, LOAD])
+    plots.scaling(options.out, rows, options.paint_seconds, [*KIND_NAMES, REST, LOAD])
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

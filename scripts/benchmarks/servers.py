@@ -19,7 +19,10 @@ from benchmarks.processes import child_environment
 READY_TIMEOUT_S = 300
 STOP_TIMEOUT_S = 120
 ANIMEGAN = [sys.executable, "-c", "import sys; from serve_app.cli.main import main; sys.exit(main())"]
-TITLE = re.compile(r"ray::ServeReplica:animegan:(\w+)|ray::(ProxyActor|ServeController)")
+DECODER = "decoder_process"  # its role
+TITLE = re.compile(
+    r"ray::ServeReplica:animegan:(\w+)|ray::(ProxyActor|ServeController)|serve_app\.images\.(decoder_process)"
+)
 
 
 def free_port() -> int:
@@ -84,11 +87,11 @@ def process_tree(process: psutil.Process) -> list[psutil.Process]:
 
 
 def role(process: psutil.Process) -> str | None:
-    """Returns the deployment that a process of the service is a replica of, or Serve's proxy or controller.
+    """Returns the deployment that a process of the service is a replica of, Serve's proxy or controller, or a decoder.
 
     None for all other processes.
     """
     with suppress(psutil.Error):
         if found := TITLE.search(" ".join(process.cmdline())):
-            return found[1] or found[2]
+            return found[found.lastindex or 0]
     return None

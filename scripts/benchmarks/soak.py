@@ -18,7 +18,7 @@ from benchmarks import plots
 from benchmarks.paths import LOCAL_CONFIG, STYLIZE_PATH
 from benchmarks.photographs import photograph
 from benchmarks.reporting import MB, Row, report
-from benchmarks.servers import ANIMEGAN, free_port, role, running
+from benchmarks.servers import ANIMEGAN, DECODER, free_port, role, running
 from serve_app.frames import Size
 
 CLIENTS = 4
@@ -61,7 +61,10 @@ class Soak:
             self._send_all(service)
 
     def _send_all(self, service: psutil.Process) -> None:
-        processes = {name: process for process in service.children(recursive=True) if (name := role(process))}
+        roles = {role(process): process for process in service.children(recursive=True)}
+        processes = {
+            name: process for name, process in roles.items() if name and name != DECODER
+        }  # decoders come and go
         began = time.monotonic()
         with ThreadPoolExecutor(CLIENTS) as clients:
             for done, outcome in enumerate(clients.map(self._send, range(self.count)), 1):

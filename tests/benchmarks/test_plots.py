@@ -9,7 +9,7 @@ from benchmarks import plots
 from benchmarks.painting import BATCHES, STRIPS
 from benchmarks.paths import RESULTS
 from benchmarks.reporting import Row
-from benchmarks.scaling import KINDS, LOAD, REST
+from benchmarks.scaling import KIND_NAMES, LOAD, REST
 from benchmarks.service import select
 
 Plot = Callable[[Path, Row], None]
@@ -20,7 +20,7 @@ def plot_sizes(folder: Path, results: Row) -> None:
 
 
 def plot_scaling(folder: Path, results: Row) -> None:
-    plots.scaling(folder, results["rows"], results["paint_seconds"], [*KINDS.values(), REST, LOAD])
+    plots.scaling(folder, results["rows"], results["paint_seconds"], [*KIND_NAMES, REST, LOAD])
 
 
 def plot_service(folder: Path, results: Row) -> None:
