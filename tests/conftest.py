@@ -1,9 +1,11 @@
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from helpers import make_style, torch_bytes
+from PIL import Image
 from seeding import seeded_state
 from shared import ROOT
 from torch import Tensor
@@ -53,6 +55,17 @@ def seeded_style(weights: Mapping[str, Tensor], tmp_path_factory: pytest.TempPat
     path = tmp_path_factory.mktemp("styles") / "seeded.safetensors"
     save_style(weights, make_style(), path)
     return read_installed(path)
+
+
+@pytest.fixture(scope="module")
+def small_photograph(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Has styles measured with one small photograph, for tests that install many of them."""
+    folder = tmp_path_factory.mktemp("photographs")
+    spots = np.random.default_rng(0).integers(0, 256, (8, 12, 3), np.uint8)
+    Image.fromarray(spots).resize((48, 32), Image.Resampling.BICUBIC).save(folder / "spots.jpg")
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        monkeypatch.setattr("serve_app.engine.fidelity.PHOTOGRAPHS", folder)
+        yield
 
 
 @pytest.fixture

@@ -7,6 +7,7 @@ import sys
 from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from serve_app.errors import AnimeganError, StyleError
 from serve_app.styles.catalogue import (
@@ -20,6 +21,9 @@ from serve_app.styles.catalogue import (
     shipped_dir,
 )
 from serve_app.styles.text import printable
+
+if TYPE_CHECKING:  # it imports torch
+    from serve_app.engine.checkpoints import Weights
 
 MAX_CHECKPOINT_BYTES = 2**30  # of a file to import: a generator has 8 MB, and training adds more to a checkpoint
 
@@ -64,11 +68,11 @@ def parse_arguments() -> argparse.Namespace:
     )
     styles.add_parser("list", help="installed styles, and those that can be pulled").set_defaults(command=list_styles)
 
-    pull = styles.add_parser("pull", help="download styles of the catalogue")
+    pull = styles.add_parser("pull", help="download styles of the catalogue, and measure them in bf16 (seconds)")
     pull.add_argument("names", nargs="+", metavar="NAME")
     pull.set_defaults(command=pull_styles)
 
-    add = styles.add_parser("import", help="install a checkpoint of your own")
+    add = styles.add_parser("import", help="install a checkpoint of your own, and measure it in bf16 (seconds)")
     add.add_argument("file", type=Path, metavar="FILE", help="a PyTorch state dict, or safetensors")
     add.add_argument("--name", required=True, help="lower case letters, digits, - and _")
     add.add_argument("--resize", required=True, choices=["align", "half", "tf"], help="how its decoder grows")
@@ -134,7 +138,7 @@ def list_styles(options: argparse.Namespace) -> int:
 
 def pull_styles(options: argparse.Namespace) -> int:
     """`animegan styles pull`."""
-    from serve_app.engine.checkpoints import read_checkpoint, save_style
+    from serve_app.engine.checkpoints import read_checkpoint
     from serve_app.styles.downloads import download
 
     catalogue = read_catalogue()
@@ -144,9 +148,7 @@ def pull_styles(options: argparse.Namespace) -> int:
     for name in options.names:
         entry = catalogue[name]
         weights = read_checkpoint(download(entry), entry.file)
-        style = Style(**entry.model_dump(include=set(Style.model_fields)))
-        save_style(weights, style, style_path(name))
-        report_installed(style)
+        install(weights, Style(**entry.model_dump(include=set(Style.model_fields))))
     return 0
 
 
@@ -154,7 +156,7 @@ def import_style(options: argparse.Namespace) -> int:
     """`animegan styles import`."""
     from pydantic import ValidationError
 
-    from serve_app.engine.checkpoints import read_checkpoint, save_style
+    from serve_app.engine.checkpoints import read_checkpoint
 
     try:
         style = Style(
@@ -168,11 +170,9 @@ def import_style(options: argparse.Namespace) -> int:
         )
     except ValidationError as error:
         raise StyleError("; ".join(f"--{e['loc'][0]}: {e['msg']}" for e in error.errors())) from None
-    path = style_path(style.name)
-    if not options.force and (style.name in find_installed() or path.exists()):
+    if not options.force and (style.name in find_installed() or style_path(style.name).exists()):
         raise StyleError(f"a style {style.name} is installed already; --force replaces it")
-    save_style(read_checkpoint(read_bounded(options.file), options.file.name), style, path)
-    report_installed(style)
+    install(read_checkpoint(read_bounded(options.file), options.file.name), style)
     return 0
 
 
@@ -222,6 +222,10 @@ def style_path(name: str) -> Path:
     return local_dir() / f"{name}.safetensors"
 
 
-def report_installed(style: Style) -> None:
-    """Tells the user that a style has been installed."""
+def install(weights: "Weights", style: Style) -> None:
+    """Measures a style in bf16, which takes seconds, writes its file, and tells the user."""
+    from serve_app.engine.checkpoints import save_style
+    from serve_app.engine.fidelity import with_psnr
+
+    save_style(weights, with_psnr(weights, style), style_path(style.name))
     print(f"{style.name} is installed ({style.licence}); restart the service to paint with it")

@@ -23,21 +23,36 @@ WINOGRAD_CHANNELS = 128  # input channels of a 3 x 3 convolution, from which Win
 
 
 def convolve(x: Tensor, weight: Tensor, bias: Tensor | None = None, stride: int = 1, groups: int = 1) -> Tensor:
-    """Convolves (N, H, W, C) without padding, to the same layout."""
+    """Convolves (N, H, W, C) without padding, to the same layout, and in the dtype of the weight."""
+    if x.dtype != weight.dtype:
+        return convolve(x.to(weight.dtype), weight, bias, stride, groups).to(x.dtype)
     return F.conv2d(x.permute(0, 3, 1, 2), weight, bias, stride, 0, 1, groups).permute(0, 2, 3, 1)
 
 
-def prepare_weight(weight: Tensor, dtype: torch.dtype) -> Tensor:
-    """Returns a weight in the dtype and memory layout that convolutions are fastest with."""
-    return weight.detach().to(dtype).contiguous(memory_format=torch.channels_last)
+def prepare_weight(weight: Tensor, dtype: torch.dtype, is_emulated: bool = False) -> Tensor:
+    """Returns a weight in the dtype and memory layout that convolutions are fastest with.
+
+    If the dtype is emulated, its values are rounded to it and kept in float32. Products of 16-bit values are exact
+    there, and sums are in float32 on real processors too.
+    """
+    rounded = weight.detach().to(dtype)
+    return (rounded.float() if is_emulated else rounded).contiguous(memory_format=torch.channels_last)
 
 
 class Direct:
     """A convolution by torch's own operator."""
 
-    def __init__(self, weight: Tensor, bias: Tensor | None, stride: int, groups: int, dtype: torch.dtype) -> None:
-        self._weight = prepare_weight(weight, dtype)
-        self._bias = None if bias is None else bias.detach().to(dtype)
+    def __init__(
+        self,
+        weight: Tensor,
+        bias: Tensor | None,
+        stride: int,
+        groups: int,
+        dtype: torch.dtype,
+        is_emulated: bool = False,
+    ) -> None:
+        self._weight = prepare_weight(weight, dtype, is_emulated)
+        self._bias = None if bias is None else bias.detach().to(dtype).to(self._weight.dtype)
         self._stride = stride
         self._groups = groups
 
@@ -121,8 +136,10 @@ class UpsampledConv:
     the reflection of the upsampled image.
     """
 
-    def __init__(self, weight: Tensor, dtype: torch.dtype) -> None:
-        self._filters = [[prepare_weight(filter, dtype) for filter in filters] for filters in upsampled_weights(weight)]
+    def __init__(self, weight: Tensor, dtype: torch.dtype, is_emulated: bool = False) -> None:
+        self._filters = [
+            [prepare_weight(filter, dtype, is_emulated) for filter in filters] for filters in upsampled_weights(weight)
+        ]
 
     def __call__(self, window: Tensor) -> list[Chunk]:
         """Convolves a window."""
@@ -159,7 +176,7 @@ def upsampled_weights(weight: Tensor) -> list[list[Tensor]]:
 
 
 def choose_convolution(
-    weight: Tensor, bias: Tensor | None, stride: int, groups: int, dtype: torch.dtype
+    weight: Tensor, bias: Tensor | None, stride: int, groups: int, dtype: torch.dtype, is_emulated: bool = False
 ) -> Direct | Pairwise:
     """Returns the fastest convolution that is exact enough.
 
@@ -172,4 +189,4 @@ def choose_convolution(
             return FastFirRows(weight.detach())
         if kernel == 3 and weight.shape[1] >= WINOGRAD_CHANNELS:
             return WinogradRows(weight.detach())
-    return Direct(weight, bias, stride, groups, dtype)
+    return Direct(weight, bias, stride, groups, dtype, is_emulated)

@@ -246,6 +246,8 @@ class StripGenerator:
         resize: the generator's resize mode.
         storage: dtype of the values between layers: float32, float16 or bfloat16.
         compute: dtype of the convolutions.
+        is_emulated: whether to run them in float32 on values that are rounded to `compute`: for measuring, on a
+            processor without instructions for it, how it would paint.
     """
 
     def __init__(
@@ -254,15 +256,17 @@ class StripGenerator:
         resize: ResizeMode,
         storage: torch.dtype = torch.float32,
         compute: torch.dtype = torch.float32,
+        is_emulated: bool = False,
     ) -> None:
         self.generator = generator.requires_grad_(False)
         self.storage = storage
         self.compute = compute
         self.is_aligned = resize == "align"
         decoder = [cast(ConvNormLReLU, block[0]).conv for block in (generator.block_d, generator.block_e)]
-        self.upsampled = {conv: UpsampledConv(conv.weight.detach(), compute) for conv in decoder if resize == "tf"}
+        upsampled = decoder if resize == "tf" else []
+        self.upsampled = {conv: UpsampledConv(conv.weight.detach(), compute, is_emulated) for conv in upsampled}
         self.convolutions = {
-            conv: choose_convolution(conv.weight, conv.bias, conv.stride[0], conv.groups, compute)
+            conv: choose_convolution(conv.weight, conv.bias, conv.stride[0], conv.groups, compute, is_emulated)
             for conv in generator.modules()
             if isinstance(conv, nn.Conv2d) and conv not in self.upsampled
         }

@@ -40,6 +40,8 @@ class Style(StrictModel):
         licence: of the weights.
         source: where it comes from, an address or a sentence.
         credit: whose work it is.
+        psnr_bf16: of its paintings in bf16 to those in float32, in dB; None if it was not measured. See
+            `serve_app.engine.fidelity`.
     """
 
     name: str = Field(pattern=r"^[a-z0-9][a-z0-9_-]{0,63}$")
@@ -49,6 +51,7 @@ class Style(StrictModel):
     licence: Text
     source: Text
     credit: Text
+    psnr_bf16: float | None = Field(default=None, ge=0, allow_inf_nan=False)
 
     @property
     def multiple(self) -> int:
@@ -57,7 +60,7 @@ class Style(StrictModel):
 
     def to_header(self) -> dict[str, str]:
         """Returns its description for the header of its safetensors file, which can hold only strings."""
-        return {DESCRIPTION: self.model_dump_json()}
+        return {DESCRIPTION: self.model_dump_json(exclude_none=True)}
 
 
 class CatalogueEntry(Style):

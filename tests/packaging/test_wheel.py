@@ -33,7 +33,13 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_wheel_carries_the_style_the_page_and_the_configs_and_no_pulled_style(wheel: Path) -> None:
     names = set(zipfile.ZipFile(wheel).namelist())
-    wanted = ("weights/catalogue.toml", "weights/toon.safetensors", "weights/toon.md", "web/page/index.html")
+    wanted = (
+        "weights/catalogue.toml",
+        "weights/toon.safetensors",
+        "weights/toon.md",
+        "web/page/index.html",
+        "engine/photographs/cat.jpg",
+    )
     assert {f"serve_app/{name}" for name in (*wanted, "configs/local.yaml", "configs/prod.yaml")} <= names
     assert [name for name in names if name.endswith(".safetensors")] == ["serve_app/weights/toon.safetensors"]
 

@@ -12,10 +12,13 @@ from shared import ROOT
 from torch import Tensor
 
 from serve_app.engine.checkpoints import save_style
+from serve_app.engine.fidelity import measure_psnr
 from serve_app.styles.catalogue import installed_styles, read_installed
 from serve_app.web.keys import parse_keys
 
 RunCommand = Callable[..., int]
+
+pytestmark = pytest.mark.usefixtures("small_photograph")
 
 
 @pytest.fixture
@@ -52,6 +55,14 @@ def test_import_keeps_the_given_description_of_the_style(
     assert (style.title, style.licence, style.credit) == ("My Style", "CC0", "me")
     assert style.source == "imported from downloaded.pt"
     assert capsys.readouterr().out == "mine is installed (CC0); restart the service to paint with it\n"
+
+
+def test_import_measures_the_style_in_bf16_and_keeps_the_figure(
+    file: Path, styles_dir: Path, animegan: RunCommand, weights: Mapping[str, Tensor]
+) -> None:
+    assert animegan("styles", "import", file, "--name", "mine", "--resize", "half") == 0
+    style = installed_styles()["mine"]
+    assert style.psnr_bf16 == measure_psnr(weights, style)
 
 
 @pytest.mark.parametrize("name", ["Mine", "../mine", "", "mine.pt", "-mine", "m" * 65])

@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from helpers import make_style
+from pydantic import ValidationError
 from safetensors.numpy import save_file
 from torch import Tensor
 
@@ -66,11 +67,22 @@ def test_catalogue_says_what_is_not_for_commerce() -> None:
 def test_saved_style_is_installed_with_all_that_it_said_of_itself(
     weights: Mapping[str, Tensor], styles_dir: Path
 ) -> None:
-    style = make_style("mine", resize="tf", eps=1e-12, credit="Añejo 雨")
+    style = make_style("mine", resize="tf", eps=1e-12, credit="Añejo 雨", psnr_bf16=51.5)
     save_style(weights, style, styles_dir / "mine.safetensors")
     installed = installed_styles()["mine"]
     assert installed.model_dump(exclude={"path"}) == style.model_dump()
     assert installed.path == styles_dir / "mine.safetensors"
+
+
+@pytest.mark.parametrize("psnr", [-1, float("nan"), float("inf"), "much"])
+def test_psnr_of_a_style_is_a_number(psnr: object) -> None:
+    with pytest.raises(ValidationError):
+        make_style(psnr_bf16=psnr)
+
+
+def test_header_of_a_style_that_was_not_measured_says_nothing_of_it() -> None:
+    assert "psnr" not in str(make_style().to_header())
+    assert '"psnr_bf16":51.5' in str(make_style(psnr_bf16=51.5).to_header())
 
 
 def test_folder_in_the_settings_goes_before_the_environments(

@@ -1,6 +1,6 @@
 import hashlib
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -9,9 +9,11 @@ from typing import Any
 import pytest
 from helpers import make_style
 from safetensors import safe_open
+from torch import Tensor
 
+from serve_app.engine.fidelity import measure_psnr
 from serve_app.errors import StyleError
-from serve_app.styles.catalogue import CatalogueEntry
+from serve_app.styles.catalogue import CatalogueEntry, installed_styles
 from serve_app.styles.downloads import MIRROR_VARIABLE, address_of, download, git_blob_id
 
 FILE = "small.pt"
@@ -194,8 +196,10 @@ def offer(monkeypatch: pytest.MonkeyPatch, entry: CatalogueEntry) -> None:
     monkeypatch.setattr("serve_app.cli.main.read_catalogue", lambda: {entry.name: entry})
 
 
-def test_pulled_style_is_installed_and_listed(
+@pytest.mark.usefixtures("small_photograph")
+def test_pulled_style_is_measured_installed_and_listed(
     mirror: Mirror,
+    weights: Mapping[str, Tensor],
     checkpoint: bytes,
     styles_dir: Path,
     animegan: Callable[..., int],
@@ -211,6 +215,8 @@ def test_pulled_style_is_installed_and_listed(
     assert capsys.readouterr().out == "small is installed (MIT); restart the service to paint with it\n"
     with safe_open(styles_dir / "small.safetensors", framework="numpy") as file:
         assert "http://upstream.invalid/small.pt" in file.metadata()["animegan_style"]
+    style = installed_styles()["small"]
+    assert style.psnr_bf16 == measure_psnr(weights, style)
 
     animegan("styles", "list")
     assert "small  installed      align  Seeded; licence: MIT" in capsys.readouterr().out

@@ -97,6 +97,16 @@ def test_style_with_a_flipped_bit_is_left_out_and_named_and_the_others_are_serve
     )
 
 
+def test_style_whose_figure_was_changed_is_left_out(weights: Mapping[str, Tensor], styles_dir: Path) -> None:
+    path = styles_dir / "mine.safetensors"
+    save_style(weights, make_style("mine", psnr_bf16=41.5), path)
+    assert installed_styles()["mine"].psnr_bf16 == 41.5
+    content = path.read_bytes()
+    assert content.count(b"41.5") == 1
+    path.write_bytes(content.replace(b"41.5", b"51.5"))
+    assert list(installed_styles()) == ["toon"]
+
+
 def write(path: Path, weights: Mapping[str, Tensor]) -> None:
     """A style as older versions wrote it, without a digest."""
     save_file(dict(weights), path, metadata=make_style(path.stem).to_header())
