@@ -43,7 +43,7 @@ class Painter:
 
     Args:
         style: name of an installed style; `animegan styles list` shows them.
-        precision: of the generator: auto, fp32, fp16 or bf16.
+        precision: of the generator: auto (the fastest that paints like fp32), fp32, fp16 or bf16.
         device: auto (CUDA where there is a GPU), cpu or cuda.
         max_side: larger images are fitted to this longer side, in pixels.
         memory_bytes: the most that painting may add to this process; default, half of what is free.
@@ -159,7 +159,8 @@ class Painter:
         size = image_of(waiting[0]).size
         same_size = [job for job in waiting if image_of(job).size == size]
         try:
-            slot = self.stylist.slots.reserve(size, len(same_size), len(waiting), room) if room > 0 else None
+            style = self._request.style
+            slot = self.stylist.reserve(style, size, len(same_size), len(waiting), room) if room > 0 else None
         except TooLargeToPaint as refusal:
             finish([waiting.popleft()], [refusal])
             return True

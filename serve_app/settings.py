@@ -51,7 +51,8 @@ class Settings(StrictModel):
 
     Attributes:
         device: `auto` uses CUDA if Ray grants a GPU, else the CPU. `cpu` uses the CPU even if a GPU is granted.
-        precision: of the generator; `auto` is fp16 on CUDA and fp32 on a CPU.
+        precision: of the generator; `auto` is fp16 on CUDA, bf16 on CPUs with AVX512-BF16 or AMX, in styles whose
+            paintings cannot be told from those in fp32, and else fp32.
         memory_bytes: the most that painting may add to an idle Stylizer, written as 600MB or 2GiB. Default: on CUDA the
             rest of the GPU share, else the replica's `memory`, else half of the machine's free memory.
         threads: of the generator on a CPU: a number, `share` (the replica's num_cpus) or `host` (every core).

@@ -96,8 +96,8 @@ def strips_engine(precision: Precision) -> MakeEngine:
 
         from serve_app.engine.checkpoints import load_generator
         from serve_app.engine.memory import strip_rows
+        from serve_app.engine.precision import DTYPES, compute_dtype
         from serve_app.engine.streaming import StripGenerator
-        from serve_app.engine.stylist import DTYPES, compute_dtype
 
         style = installed_style(options)
         compute = compute_dtype(precision, torch.device("cpu"))
@@ -148,7 +148,7 @@ def mixed_engine(precision: Precision) -> MakeEngine:
             sizes = [varied_size(size.pixels, number) for number in range(VARIED_SIZES)]
             while sizes or painting:
                 waiting = min(at_once - len(painting), len(sizes))
-                slot = stylist.slots.reserve(sizes[0], 1, waiting, waiting) if waiting else None
+                slot = stylist.reserve(options.style, sizes[0], 1, waiting, waiting) if waiting else None
                 if slot is not None:
                     frames = list(random_frames(1, sizes.pop(0)).numpy())
                     painting.add(stylist.start(slot, options.style, frames))

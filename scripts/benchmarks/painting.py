@@ -233,7 +233,7 @@ def error_rows(options: argparse.Namespace) -> Iterator[Row]:
     from PIL import Image
 
     from serve_app.engine.checkpoints import load_generator
-    from serve_app.engine.stylist import DTYPES
+    from serve_app.engine.precision import DTYPES
 
     style = installed_style(options)
     photograph = Image.open(options.photo).convert("RGB")
@@ -260,8 +260,8 @@ def painted_in_strips(style: "InstalledStyle", frames: "Tensor", precision: Prec
 
     from serve_app.engine.checkpoints import load_generator
     from serve_app.engine.memory import strip_rows
+    from serve_app.engine.precision import DTYPES, compute_dtype
     from serve_app.engine.streaming import Frames, StripGenerator
-    from serve_app.engine.stylist import DTYPES, compute_dtype
 
     compute = compute_dtype(precision, torch.device("cpu"))
     strips = StripGenerator(load_generator(style), style.resize, DTYPES[precision], compute)

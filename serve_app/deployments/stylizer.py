@@ -76,7 +76,7 @@ class Stylizer:
 
     def reserve(self, key: Key, same_key: int, waiting: int, room: int) -> Slot | None:
         """Reserves memory and threads for the next batch; see `queueing.batching.Device`."""
-        return self.stylist.slots.reserve(key[1], same_key, waiting, room)
+        return self.stylist.reserve(*key, same_key, waiting, room)
 
     async def run(self, slot: Slot, key: Key, frames: list[Frame]) -> list[Frame | Exception]:
         """Paints one batch; see `queueing.batching.Device`."""

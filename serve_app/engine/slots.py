@@ -41,7 +41,7 @@ class WorkerSlots:
 
     Args:
         threads: to divide; 1 for a GPU, which so has one slot.
-        model: that predicts how much memory a batch takes.
+        model: that predicts how much memory a batch takes, where `reserve` is given none.
         memory_bytes: for all slots together.
         stack_pixels: of a tensor at most, unless it holds a single image; None for no limit, as on a GPU, which is
             faster with large tensors.
@@ -56,7 +56,9 @@ class WorkerSlots:
         self._changed = threading.Condition()
         self._claimants: list[Slot] = []  # active slots that are exclusive or wait to be, in order
 
-    def reserve(self, size: Size, same_size: int, waiting: int, room: int) -> Slot | None:
+    def reserve(
+        self, size: Size, same_size: int, waiting: int, room: int, model: MemoryModel | None = None
+    ) -> Slot | None:
         """Reserves a slot for as many images of one size as should now be painted in one tensor.
 
         Args:
@@ -64,6 +66,7 @@ class WorkerSlots:
             same_size: images of this size that wait.
             waiting: all images that wait, these included.
             room: images that the device may still take, however many its memory could hold.
+            model: that predicts how much memory these images take; default, the device's.
 
         Returns:
             The slot, to be released when its images are painted; None where they have to wait until a slot is released.
@@ -76,10 +79,11 @@ class WorkerSlots:
         with self._changed:
             if self._claimants:
                 return None
-            count = min(self._capacity(size, waiting, room), same_size)
-            slot = self._acquire(size, count, min(waiting, room)) if count > 0 else None
+            model = model or self.model
+            count = min(self._capacity(model, size, waiting, room), same_size)
+            slot = self._acquire(model, size, count, min(waiting, room)) if count > 0 else None
             if slot is None and not self._active:
-                raise self._refusal(size)
+                raise self._refusal(model, size)
             return slot
 
     def release(self, slot: Slot) -> None:
@@ -105,22 +109,22 @@ class WorkerSlots:
                 self._claimants.remove(slot)
                 self._changed.notify_all()
 
-    def _capacity(self, size: Size, waiting: int, room: int) -> int:
+    def _capacity(self, model: MemoryModel, size: Size, waiting: int, room: int) -> int:
         """Returns how many images of a size may be painted in the next slot; 0 where none fits now."""
         for slots in self._possible_slots(min(waiting, room)):
             for count in range(self._largest_stack(size, waiting, room, slots), 0, -1):
-                if self._rows(size, count, slots) is not None:
+                if self._rows(model, size, count, slots) is not None:
                     return count
         return 0
 
-    def _acquire(self, size: Size, count: int, waiting: int) -> Slot | None:
+    def _acquire(self, model: MemoryModel, size: Size, count: int, waiting: int) -> Slot | None:
         """Activates a slot for `count` images, on an equal part of the free threads; None where it does not fit."""
         for slots in self._possible_slots(-(-waiting // count)):
-            rows = self._rows(size, count, slots)
+            rows = self._rows(model, size, count, slots)
             if rows is not None:
                 index = min(set(range(self.threads)) - {slot.index for slot in self._active})
                 is_shared = slots > 1 or bool(self._active)
-                peak_bytes = self.model.slot_bytes(size, count, rows, is_shared)
+                peak_bytes = model.slot_bytes(size, count, rows, is_shared)
                 slot = Slot(index, self._free_threads() // slots, rows, count, peak_bytes)
                 self._active.add(slot)
                 return slot
@@ -140,22 +144,22 @@ class WorkerSlots:
             most = min(most, max(self._stack_pixels // size.pixels, 1))
         return most if slots == 1 else min(most, -(-waiting // slots))
 
-    def _rows(self, size: Size, count: int, slots: int) -> int | None:
+    def _rows(self, model: MemoryModel, size: Size, count: int, slots: int) -> int | None:
         """Returns the strip height if `slots` more slots start; None if that is over budget.
 
         Lower strips than usual cost more time than painting side by side saves. So they are used only while a single
         slot is active.
         """
         reserved_bytes = sum(slot.peak_bytes for slot in self._active)
-        rows = self.model.tallest_rows(size, count, self.memory_bytes, slots=slots, reserved_bytes=reserved_bytes)
+        rows = model.tallest_rows(size, count, self.memory_bytes, slots=slots, reserved_bytes=reserved_bytes)
         is_alone = slots == 1 and not self._active
         if rows is not None and (is_alone or rows >= min(MIN_ROWS, strip_rows(size))):
             return rows
         return None
 
-    def _refusal(self, size: Size) -> TooLargeToPaint:
-        needed = self.model.planned_bytes(size)
-        side = self.model.largest_side(size, self.memory_bytes)
+    def _refusal(self, model: MemoryModel, size: Size) -> TooLargeToPaint:
+        needed = model.planned_bytes(size)
+        side = model.largest_side(size, self.memory_bytes)
         return TooLargeToPaint(
             f"Painting {size} takes {needed / 1e6:,.0f} MB, and {self.memory_bytes / 1e6:,.0f} MB are set "
             f"aside for it here. Ask for max_side={side}, the largest that fits.",

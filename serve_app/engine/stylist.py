@@ -14,16 +14,16 @@ from serve_app.engine.allocator import release_free_memory, running_allocator
 from serve_app.engine.checkpoints import load_generator
 from serve_app.engine.host_memory import available_bytes
 from serve_app.engine.memory import MemoryModel
+from serve_app.engine.precision import DTYPES, Choice, choose_for_style, choose_precision, compute_dtype
 from serve_app.engine.slots import CPU_STACK_PIXELS, Slot, WorkerSlots
 from serve_app.engine.streaming import StripGenerator
 from serve_app.errors import DeviceError, OutOfMemory, RequestError, StyleError
-from serve_app.frames import Device, Frame, Precision, Size
+from serve_app.frames import Device, Frame, Size
 from serve_app.settings import Settings
 from serve_app.styles.catalogue import InstalledStyle
 
 logger = logging.getLogger(__name__)
 
-DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 # oneDNN caches the code that it compiles for each layer, strip height and size: by default 1,024 pieces, which took
 # 100 MB after 30 sizes. With 64 pieces, no image took longer, down to a side of 64 pixels.
 PRIMITIVE_CACHE_CAPACITY = "64"
@@ -35,7 +35,7 @@ Outcomes = list[Frame | Exception]
 class Stylist:
     """Paints batches on one device, in any of its styles; several at once on a CPU.
 
-    To paint, reserve a slot with `slots.reserve`, then `start` painting in it.
+    To paint, `reserve` a slot, then `start` painting in it.
 
     Args:
         styles: to load, by name; each takes 8 MB in float32.
@@ -63,7 +63,11 @@ class Stylist:
         # oneDNN reads it when the first layer runs.
         os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", PRIMITIVE_CACHE_CAPACITY)
         self.device = choose_device(settings.device, gpu_share, has_cuda())
-        self.precision = choose_precision(settings.precision, self.device)
+        self._precision = choose_precision(settings.precision, self.device)
+        self._precisions = {
+            name: choose_for_style(settings.precision, self._precision, style.psnr_bf16)
+            for name, style in styles.items()
+        }
         if self.device.type == "cuda":
             bound_cuda_memory(gpu_share or 1, settings.cuda_context_bytes)
         self.allocator = running_allocator() if self.device.type == "cpu" else "cuda"
@@ -75,7 +79,7 @@ class Stylist:
         self._threads = [ThreadPoolExecutor(1, thread_name_prefix=f"slot-{index}") for index in range(threads)]
         self._generators = self._threads[0].submit(self._load, styles).result()
         memory_bytes = settings.memory_bytes or free_memory(self.device, memory_share)
-        self.slots = WorkerSlots(threads, MemoryModel(self.precision, self.allocator), memory_bytes, stack_pixels)
+        self.slots = WorkerSlots(threads, self._memory_model(self._precision), memory_bytes, stack_pixels)
 
     @property
     def styles(self) -> Collection[str]:
@@ -83,11 +87,19 @@ class Stylist:
         return self._generators.keys()
 
     def describe(self) -> str:
-        """Returns one line for the log: the device, the precision, the allocator and the budget."""
-        return (
-            f"painting on {self.device.type} in {self.precision}, allocator {self.allocator}, "
+        """Returns one line for the log: the device, the allocator, the budget, and the precisions and their reasons."""
+        chosen = {name: self._precisions[name] for name in self._generators}
+        others = [
+            f"style {name} in {each.precision}: {each.reason}"
+            for name, each in chosen.items()
+            if each != self._precision
+        ]
+        precisions = " and ".join(sorted({each.precision for each in chosen.values()}))
+        line = (
+            f"painting on {self.device.type} in {precisions}, allocator {self.allocator}, "
             f"budget {self.slots.memory_bytes / 1e6:,.0f} MB"
         )
+        return "; ".join([line, self._precision.reason, *others])
 
     def warm_up(self) -> None:
         """Paints one small image in every style, so that the first request does not wait for kernels to load.
@@ -99,18 +111,22 @@ class Stylist:
             OutOfMemory: if there is not enough memory after all.
         """
         for style in self._generators:
-            slot = self.slots.reserve(Size(WARM_UP_SIDE, WARM_UP_SIDE), same_size=1, waiting=1, room=1)
+            slot = self.reserve(style, Size(WARM_UP_SIDE, WARM_UP_SIDE), same_size=1, waiting=1, room=1)
             if slot is None:
                 raise RuntimeError("the warm-up has to come before any other painting")
             (outcome,) = self.start(slot, style, [np.zeros((WARM_UP_SIDE, WARM_UP_SIDE, 3), np.uint8)]).result()
             if isinstance(outcome, Exception):
                 raise outcome
 
+    def reserve(self, style: str, size: Size, same_size: int, waiting: int, room: int) -> Slot | None:
+        """Reserves a slot for images of one style and size; see `WorkerSlots.reserve`, also for what it raises."""
+        return self.slots.reserve(size, same_size, waiting, room, self._memory_model(self._precisions[style]))
+
     def start(self, slot: Slot, style: str, frames: Sequence[Frame]) -> "Future[Outcomes]":
         """Starts to paint frames in a slot, beside what is painted in others, and releases the slot at the end.
 
         Args:
-            slot: reserved for frames of this size, and for at least so many.
+            slot: reserved for frames of this style and size, and for at least so many.
             style: by name.
             frames: of one size, (H, W, 3) uint8.
 
@@ -131,7 +147,6 @@ class Stylist:
         release_memory()
 
     def _load(self, styles: dict[str, InstalledStyle]) -> dict[str, StripGenerator]:
-        storage, compute = DTYPES[self.precision], compute_dtype(self.precision, self.device)
         generators: dict[str, StripGenerator] = {}
         reasons: list[str] = []
         for name, style in styles.items():
@@ -141,10 +156,15 @@ class Stylist:
                 reasons.append(str(error))
                 logger.warning("the style %s is left out: %s", name, error)
                 continue
-            generators[name] = StripGenerator(generator, style.resize, storage, compute)
+            precision = self._precisions[name].precision
+            compute = compute_dtype(precision, self.device)
+            generators[name] = StripGenerator(generator, style.resize, DTYPES[precision], compute)
         if not generators:
             raise StyleError("; ".join(reasons) or "no style is installed that could be loaded")
         return generators
+
+    def _memory_model(self, choice: Choice) -> MemoryModel:
+        return MemoryModel(choice.precision, self.allocator)
 
     def _paint_slot(self, slot: Slot, style: str, frames: Sequence[Frame]) -> Outcomes:
         try:
@@ -240,20 +260,6 @@ def choose_device(device: Device, gpu_share: float, has_cuda: bool) -> torch.dev
             "painting on the CPU is meant; otherwise install a CUDA build of torch and the GPU's driver."
         )
     return torch.device("cpu")
-
-
-def choose_precision(precision: Precision, device: torch.device) -> Precision:
-    """Returns the precision to paint in: for `auto`, fp16 on CUDA and fp32 on a CPU."""
-    if precision == "auto":
-        return "fp16" if device.type == "cuda" else "fp32"
-    return precision
-
-
-def compute_dtype(precision: Precision, device: torch.device) -> torch.dtype:
-    """Returns the dtype of the convolutions: 16 bits on CUDA, and in bf16 on CPUs that have instructions for it."""
-    if device.type == "cuda" or (precision == "bf16" and torch.cpu._is_avx512_bf16_supported()):
-        return DTYPES[precision]
-    return torch.float32
 
 
 def free_memory(device: torch.device, memory_share: float) -> int:

@@ -12,6 +12,8 @@ import yaml
 from pictures import opened, photo_bytes
 from service import ANIMEGAN, LOCAL_CONFIG, Service, changed_config, running, wait_for
 
+from serve_app.engine.precision import bf16_instructions
+
 MB = 1_000_000
 BUDGET = 600 * MB
 
@@ -49,7 +51,11 @@ def paint(service: Service, height: int, width: int) -> requests.Response:
 
 def test_replica_says_at_start_up_how_it_paints(service: Service) -> None:
     allocator = "tcmalloc" if shutil.which("ldconfig") and has_tcmalloc() else "system"
-    assert f"painting on cpu in fp32, allocator {allocator}, budget 600 MB" in service.console()
+    precision = "bf16" if bf16_instructions() else "fp32"
+    said = (
+        f"painting on cpu in {precision}, allocator {allocator}, budget 600 MB; auto is {precision} here: torch finds "
+    )
+    assert said in service.console()
 
 
 def has_tcmalloc() -> bool:

@@ -18,7 +18,7 @@ def paint_all(stylist: Stylist, style: str, frames: Sequence[Frame]) -> list[Fra
     while at < len(frames) or begun:
         left = len(frames) - at
         try:
-            slot = stylist.slots.reserve(size, left, left, left)
+            slot = stylist.reserve(style, size, left, left, left)
         except TooLargeToPaint as refusal:  # raised only while nothing is painted
             outcomes.append(refusal)
             at += 1

@@ -2,21 +2,26 @@
 
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import numpy as np
 import pytest
+from helpers import make_style
 from pictures import opened, photo_bytes
 from PIL import Image
+from torch import Tensor
 
 from serve_app import Painter
+from serve_app.engine.checkpoints import save_style
+from serve_app.engine.memory import MemoryModel
 from serve_app.errors import BrokenImage, TooLargeToPaint, TooSmall, UnknownStyle
+from serve_app.frames import Size
 
 
 @pytest.fixture(scope="module")
 def painter() -> Iterator[Painter]:
-    with Painter("toon", max_side=96, threads=2) as made:
+    with Painter("toon", "fp32", max_side=96, threads=2) as made:
         yield made
 
 
@@ -103,6 +108,19 @@ def test_image_over_the_memory_budget_is_refused_and_the_others_are_painted() ->
         sources = [photo_bytes(32, 40), photo_bytes(1200, 1200), photo_bytes(32, 40)]
         outcomes = list(small.paint_many(sources, return_errors=True))
     assert [type(outcome) for outcome in outcomes] == [Image.Image, TooLargeToPaint, Image.Image]
+
+
+def test_image_that_would_fit_in_bf16_is_refused_in_a_style_that_was_never_measured(
+    weights: Mapping[str, Tensor], styles_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("serve_app.engine.precision.bf16_instructions", lambda: ["AVX512-BF16"])
+    save_style(weights, make_style("old"), styles_dir / "old.safetensors")
+    budget = MemoryModel("bf16", "system").planned_bytes(Size(1024, 1024))
+    photo = photo_bytes(1024, 1024)
+    with Painter("old", memory_bytes=budget, threads=1) as painter:
+        painter.stylist.allocator = "system"  # as planned above, whatever the tests run on
+        with pytest.raises(TooLargeToPaint):
+            painter.paint(photo)
 
 
 def test_unknown_style_names_the_installed_ones() -> None:

@@ -16,9 +16,11 @@ from ray import ObjectRef
 from serve_app.deployments import stylizer as module
 from serve_app.deployments.steps import Decoded
 from serve_app.deployments.stylizer import Key, Stylizer
+from serve_app.engine.memory import MemoryModel
+from serve_app.engine.precision import Choice
 from serve_app.engine.stylist import Stylist
 from serve_app.errors import UnknownStyle
-from serve_app.frames import Frame, Size
+from serve_app.frames import Frame, Precision, Size
 from serve_app.queueing.batching import Done
 from serve_app.settings import Settings
 from serve_app.styles.catalogue import InstalledStyle
@@ -103,6 +105,19 @@ def test_frames_that_wait_together_share_batches_and_are_painted_as_if_alone(
             assert np.abs(one.result.astype(int) - other.result).max() <= 1
 
     asyncio.run(scene())
+
+
+def test_batch_is_reserved_by_the_precision_of_its_style(
+    stylizer: Stylizer, stylist: Stylist, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(stylist, "_precisions", {"seeded": Choice("fp32", ""), "other": Choice("bf16", "")})
+    precisions: dict[str, Precision] = {"seeded": "fp32", "other": "bf16"}
+    for style, precision in precisions.items():
+        slot = stylizer.reserve((style, LARGE), 1, 1, 1)
+        assert slot is not None
+        model = MemoryModel(precision, stylist.allocator)
+        assert slot.peak_bytes == model.slot_bytes(LARGE, 1, slot.rows)
+        stylist.slots.release(slot)
 
 
 def test_process_ends_with_a_sentence_when_a_batch_runs_for_too_long(

@@ -14,13 +14,12 @@ from painting import paint_all
 from shared import ROOT
 
 from serve_app.engine.checkpoints import load_generator
-from serve_app.engine.memory import MemoryModel
+from serve_app.engine.memory import MemoryModel, strip_rows
+from serve_app.engine.precision import bf16_instructions
 from serve_app.engine.stylist import (
     Stylist,
     allocator_fraction,
     choose_device,
-    choose_precision,
-    compute_dtype,
     count_threads,
     free_memory,
 )
@@ -135,31 +134,6 @@ def test_gpu_without_cudnn_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_stylist_refuses_to_start_without_the_gpu_it_was_granted(seeded_style: InstalledStyle) -> None:
     with pytest.raises(DeviceError, match=r"^num_gpus is 0\.25, but torch sees no CUDA device"):
         Stylist({"seeded": seeded_style}, Settings(), gpu_share=0.25)
-
-
-@pytest.mark.parametrize(
-    ("precision", "device", "chosen"),
-    [
-        ("auto", CPU, "fp32"),
-        ("auto", CUDA, "fp16"),
-        ("fp32", CUDA, "fp32"),
-        ("fp16", CUDA, "fp16"),
-        ("bf16", CPU, "bf16"),
-    ],
-)
-def test_precision_is_halved_on_cuda_unless_set_otherwise(
-    precision: Precision, device: torch.device, chosen: Precision
-) -> None:
-    assert choose_precision(precision, device) == chosen
-
-
-def test_convolutions_are_16_bits_only_where_the_hardware_has_them(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: True)
-    assert compute_dtype("bf16", CPU) == torch.bfloat16
-    assert compute_dtype("fp16", CPU) == torch.float32
-    assert compute_dtype("fp16", CUDA) == torch.float16
-    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)
-    assert compute_dtype("bf16", CPU) == torch.float32
 
 
 @pytest.mark.parametrize(
@@ -605,10 +579,125 @@ def test_large_images_are_painted_one_by_one_on_a_cpu(stylist: Stylist, monkeypa
     assert [count for _, count in passes] == [1, 1, 1, 4, 1]
 
 
-def test_line_at_start_up_names_device_precision_allocator_and_budget(stylist: Stylist) -> None:
+def describe(stylist: Stylist) -> str:
     stylist.slots.memory_bytes = 600_000_000
     stylist.allocator = "tcmalloc"
-    assert stylist.describe() == "painting on cpu in fp32, allocator tcmalloc, budget 600 MB"
+    return stylist.describe()
+
+
+@pytest.fixture
+def styles(seeded_style: InstalledStyle) -> dict[str, InstalledStyle]:
+    """One style that bf16 suits, one that it does not, and one that was never measured."""
+    psnr = {"fine": 53.0, "poor": 44.1, "old": None}
+    return {name: seeded_style.model_copy(update={"psnr_bf16": figure}) for name, figure in psnr.items()}
+
+
+def fake_bf16(monkeypatch: pytest.MonkeyPatch, is_there: bool) -> None:
+    """Makes the processor look as if it had AVX512-BF16, or not; torch then runs bf16 slowly, but it does."""
+    monkeypatch.setattr("serve_app.engine.precision.bf16_instructions", lambda: ["AVX512-BF16"] * is_there)
+
+
+def painted_by(styles: dict[str, InstalledStyle], precision: Precision, photo: Frame) -> dict[str, Frame | Exception]:
+    stylist = Stylist(styles, Settings(device="cpu", threads=1, precision=precision))
+    return {name: paint_all(stylist, name, [photo])[0] for name in styles}
+
+
+def test_auto_paints_in_bf16_the_styles_that_it_suits_and_in_float32_the_others(
+    styles: dict[str, InstalledStyle], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fake_bf16(monkeypatch, is_there=True)
+    photo = frame_of(24, 32)
+    auto, fp32, bf16 = (painted_by(styles, precision, photo) for precision in ("auto", "fp32", "bf16"))
+    assert worst_difference(fp32["fine"], bf16["fine"]) > 0
+    assert worst_difference(auto["fine"], bf16["fine"]) == 0
+    assert worst_difference(auto["poor"], fp32["poor"]) == 0
+    assert worst_difference(auto["old"], fp32["old"]) == 0
+
+
+@pytest.mark.skipif(not bf16_instructions(), reason="this processor has neither AVX512-BF16 nor AMX")
+def test_auto_paints_what_bf16_paints_on_a_processor_that_has_it(styles: dict[str, InstalledStyle]) -> None:
+    photo = frame_of(96, 128)
+    auto, fp32, bf16 = (painted_by(styles, precision, photo)["fine"] for precision in ("auto", "fp32", "bf16"))
+    assert worst_difference(auto, bf16) == 0
+    assert worst_difference(auto, fp32) > 0
+
+
+def test_auto_paints_in_float32_where_the_processor_has_no_bf16(
+    styles: dict[str, InstalledStyle], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fake_bf16(monkeypatch, is_there=False)
+    photo = frame_of(24, 32)
+    auto, fp32 = (painted_by(styles, precision, photo) for precision in ("auto", "fp32"))
+    assert all(worst_difference(auto[name], fp32[name]) == 0 for name in styles)
+
+
+AUTO_BF16 = "auto is bf16 here: torch finds AVX512-BF16"
+POOR = "style poor in fp32: its PSNR in bf16 is 44.1 dB, under 48"
+OLD = "style old in fp32: its PSNR in bf16 is unknown until it is installed again"
+
+
+@pytest.mark.parametrize(
+    ("precision", "is_there", "names", "precisions", "reasons"),
+    [
+        ("auto", True, ["fine"], "bf16", [AUTO_BF16]),
+        ("auto", True, ["fine", "poor", "old"], "bf16 and fp32", [AUTO_BF16, POOR, OLD]),
+        ("auto", True, ["old"], "fp32", [AUTO_BF16, OLD]),
+        ("auto", False, ["fine", "poor"], "fp32", ["auto is fp32 here: torch finds neither AVX512-BF16 nor AMX"]),
+        ("bf16", True, ["fine", "poor", "old"], "bf16", ["bf16 is set"]),
+        ("fp32", True, ["fine", "poor", "old"], "fp32", ["fp32 is set"]),
+        ("bf16", False, ["fine"], "bf16", ["bf16 is set, convolutions run in fp32"]),
+    ],
+)
+def test_line_at_start_up_says_in_which_precision_and_why(
+    styles: dict[str, InstalledStyle],
+    monkeypatch: pytest.MonkeyPatch,
+    precision: Precision,
+    is_there: bool,
+    names: list[str],
+    precisions: str,
+    reasons: list[str],
+) -> None:
+    fake_bf16(monkeypatch, is_there)
+    settings = Settings(device="cpu", threads=1, precision=precision)
+    line = describe(Stylist({name: styles[name] for name in names}, settings))
+    assert line == "; ".join([f"painting on cpu in {precisions}, allocator tcmalloc, budget 600 MB", *reasons])
+
+
+def test_memory_is_reserved_by_the_precision_of_the_style(
+    styles: dict[str, InstalledStyle], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fake_bf16(monkeypatch, is_there=True)
+    size = Size(1024, 768)
+    stylist = Stylist(styles, Settings(device="cpu", threads=3))
+    fp32, bf16 = (MemoryModel(precision, stylist.allocator) for precision in ("fp32", "bf16"))
+    stylist.slots.memory_bytes = 10**12
+    held = {}
+    for name in styles:
+        slot = stylist.reserve(name, size, 1, 1, 1)
+        assert slot is not None
+        held[name] = slot.peak_bytes
+        stylist.slots.release(slot)
+    rows = strip_rows(size)
+    assert held == {
+        "fine": bf16.slot_bytes(size, 1, rows),
+        "poor": fp32.slot_bytes(size, 1, rows),
+        "old": fp32.slot_bytes(size, 1, rows),
+    }
+
+
+def test_image_that_fits_in_bf16_is_refused_in_a_style_that_needs_float32(
+    styles: dict[str, InstalledStyle], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fake_bf16(monkeypatch, is_there=True)
+    size = Size(1024, 768)
+    stylist = Stylist(styles, Settings(device="cpu", threads=1))
+    fp32, bf16 = (MemoryModel(precision, stylist.allocator) for precision in ("fp32", "bf16"))
+    stylist.slots.memory_bytes = bf16.planned_bytes(size)
+    with pytest.raises(TooLargeToPaint, match=f"takes {fp32.planned_bytes(size) / 1e6:,.0f} MB"):
+        stylist.reserve("poor", size, 1, 1, 1)
+    slot = stylist.reserve("fine", size, 1, 1, 1)
+    assert slot is not None
+    assert slot.rows == strip_rows(size)
 
 
 def test_budget_is_what_the_replica_was_granted_less_what_it_uses() -> None:
