@@ -29,7 +29,9 @@ from torch import Tensor
 from tqdm import tqdm
 
 from serve_app.engine.checkpoints import save_style
+from serve_app.engine.fidelity import with_psnr
 from serve_app.engine.generator import Generator
+from serve_app.engine.precision import bf16_instructions
 from serve_app.frames import ResizeMode
 from serve_app.styles.catalogue import Style
 from training.dataset import CROPS_PER_PHOTO, VALIDATION_SIDE, PaintedPhoto, batches, training_set, validation_set
@@ -272,8 +274,10 @@ class Trainer:
         }
 
     def export(self, style: Style, path: Path) -> None:
-        """Writes the averaged weights as a style, and its model card beside it."""
-        save_style(self.average.state_dict(), style, path, dtype=torch.float16)
+        """Measures the averaged weights in bf16, and writes them as a style, with its model card beside it."""
+        weights = self.average.state_dict()
+        style = with_psnr(weights, style)
+        save_style(weights, style, path, dtype=torch.float16)
         path.with_suffix(".md").write_text(self.card(style))
         print(f"wrote {path} and its card")
 
@@ -300,6 +304,7 @@ The AnimeGANv2 generator (2,143,552 parameters, `{RESIZE_MODE}`, eps 1e-5), trai
 - Machine: {platform.machine()}, {self.device.type}, {torch.get_num_threads()} threads,
   {"bf16" if self.bf16 else "fp32"} convolutions.
 - Time: {self.progress.seconds / 60:.0f} minutes.
+- PSNR in bf16 to float32: {style.psnr_bf16} dB.
 - Torch {torch.__version__.split("+")[0]}. Loss: `painting_loss` of `scripts/training/likeness.py`.
 - Adam; exponential moving average of the weights, decay {EMA_DECAY}.
 
@@ -320,7 +325,7 @@ def runs_bf16(device: torch.device) -> bool:
     """Returns whether the device multiplies bfloat16 in hardware; without that, bf16 is many times slower."""
     if device.type == "cuda":
         return bool(torch.cuda.is_bf16_supported(including_emulation=False))
-    return bool(getattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)())
+    return bool(bf16_instructions())
 
 
 def one_cycle(t: float) -> float:

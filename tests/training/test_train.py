@@ -9,6 +9,7 @@ from PIL import Image
 from torch import Tensor
 
 from serve_app.engine.checkpoints import load_generator
+from serve_app.engine.fidelity import measure_psnr
 from serve_app.styles.catalogue import installed_styles
 
 pytest.importorskip("torchvision", reason="the extra `train` is not installed: scripts/setup train")
@@ -17,6 +18,8 @@ from training import judge, train
 from training.photographs import find_photos
 
 Train = Callable[..., None]
+
+pytestmark = pytest.mark.usefixtures("small_photograph")
 
 OPTIONS = ["--name", "tiny", "--device", "cpu", "--seed", "7", "--data", "mine, CC0", "--stages", "32:2:3:1e-3"]
 
@@ -52,7 +55,7 @@ def run(tmp_path: Path) -> Train:
 
 
 @pytest.fixture(scope="module")
-def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def trained(tmp_path_factory: pytest.TempPathFactory, small_photograph: None) -> Path:
     """A folder in which a training has ended."""
     folder = tmp_path_factory.mktemp("trained")
     run_in(folder)()
@@ -99,6 +102,13 @@ def test_card_states_how_the_style_was_trained(trained: Path) -> None:
     (entry,) = progress_of(trained / "run")["validation"]
     assert (entry["side"], entry["step"]) == (32, 3)
     assert f"| 32 px, 3 | {entry['l1']} | {entry['ssim']} | {entry['crispness']} |" in card
+
+
+def test_style_and_card_carry_the_figure_of_its_paintings_in_bf16(trained: Path) -> None:
+    style = installed_styles(trained / "run")["tiny"]
+    assert style.psnr_bf16 is not None
+    assert style.psnr_bf16 == pytest.approx(measure_psnr(load_generator(style).state_dict(), style), abs=1)
+    assert f"- PSNR in bf16 to float32: {style.psnr_bf16} dB.\n" in (trained / "run" / "tiny.md").read_text()
 
 
 def test_same_command_again_trains_no_further(trained: Path, seen: list[Tensor]) -> None:
