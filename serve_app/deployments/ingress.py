@@ -67,7 +67,9 @@ class Ingress:
         warn_without_guard()
 
     def __serve_build_asgi_app__(self) -> ASGIApp:
-        return DisconnectOnCancel(create_app(self))
+        app = create_app(self)
+        app.add_middleware(DisconnectOnCancel)  # not around it: Serve looks at the app's routes, for logs and metrics
+        return app
 
     async def reconfigure(self, user_config: dict[str, Any]) -> None:
         """Takes new settings; Serve calls it at the start and when the config changes."""
