@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 from serve_app.errors import BrokenImage, UnsupportedFormat
 from serve_app.frames import Size
+from serve_app.images.others import name_kind
 from serve_app.images.raw import refuse_raw
 
 READABLE = "JPEG, PNG, WebP, AVIF, HEIC, GIF, BMP and TIFF"
@@ -93,9 +94,16 @@ def sniff(data: bytes) -> str:
     for signature, name in SIGNATURES.items():
         if data.startswith(signature):
             return name
-    raise UnsupportedFormat(
-        f"By its first bytes the upload is not a picture in a format that is read here: {READABLE}."
-    )
+    raise unsupported(data)
+
+
+def unsupported(data: bytes) -> UnsupportedFormat:
+    """Returns the refusal of a file of another format; it names the kind where that can be told."""
+    kind = name_kind(data)
+    if kind and ";" in kind:  # it says what to do
+        return UnsupportedFormat(f"The upload is {kind}. What is read here: {READABLE}.")
+    begins = f"The upload is {kind}, which is not read here" if kind else "The upload is no picture that is known here"
+    return UnsupportedFormat(f"{begins}; send it as one of these: {READABLE}.")
 
 
 def jpeg_size(data: bytes) -> Size | None:
