@@ -53,6 +53,8 @@ CONTROL = re.compile(rb"[\x00-\x08\x0e-\x1a\x1c-\x1f\x7f]")  # bytes that no tex
 
 def name_kind(data: bytes) -> str | None:
     """Returns what a file is, in words that follow "it is"; None if it is not known here."""
+    if not data:
+        return "empty; send the bytes of a picture"
     beginning = data[:LOOKED_AT]
     for offset, signature, what in SIGNATURES:
         if beginning.startswith(signature, offset):

@@ -30,6 +30,7 @@ OTHERS = {
     "text": b"Please paint my cat.\n",
 }
 OTHERS_WITH_REMEDY = {
+    "empty; send the bytes of a picture": b"",
     "a video; take a single picture from it and send that": b"\0\0\0\x14ftypqt  \0\0\2\0qt  \0\0\0\x08wide",
     "a web page; send the picture itself": b"\n <!DOCTYPE html><html><body><svg></svg></body></html>",
     "a picture written as text (base64); send its bytes themselves": b"data:image/jpeg;base64,"
