@@ -77,7 +77,7 @@ def encoded(painted: Painted, decoded: Decoded, format: ImageFormat, quality: in
         alpha = None if decoded.alpha is None else ray.get(decoded.alpha)
         frame = ray.get(painted.frame)
     except RayError:
-        return frame_lost()
+        return frame_lost("painted")
     return Encoded(encode(frame, alpha, format, quality), elapsed_ms(began))
 
 

@@ -16,9 +16,13 @@ from serve_app.frames import Size
 LOST_RETRY_AFTER_S = 5  # a replica takes some seconds to come back
 
 
-def frame_lost() -> Lost:
-    """Returns, as a refusal, that a frame has gone with the process that made it, or with its client."""
-    return Lost("A process that worked on the picture was lost; try again later.", retry_after_s=LOST_RETRY_AFTER_S)
+def frame_lost(step: str) -> Lost:
+    """Returns, as a refusal, that a frame has gone with the process that made it, or with its client.
+
+    Args:
+        step: what was made of the picture before.
+    """
+    return Lost(f"The {step} picture was lost; try again later.", retry_after_s=LOST_RETRY_AFTER_S)
 
 
 @dataclass(frozen=True)

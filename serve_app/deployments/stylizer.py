@@ -67,7 +67,7 @@ class Stylizer:
         try:
             frame: Frame = await decoded.frame
         except RayError:
-            return frame_lost()
+            return frame_lost("decoded")
         try:
             done = await self.batcher.submit((style, decoded.painted), frame, decoded.painted.pixels, expires_s)
         except RequestError as refusal:
