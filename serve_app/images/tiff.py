@@ -144,6 +144,8 @@ def is_foreign(layout: Layout) -> bool:
     """Returns whether Pillow would open the picture, and err."""
     if max(layout.bits) > 8 or layout.sample_format != UNSIGNED or layout.compression == WEBP:
         return True
+    if layout.planar and layout.photometric == CIELAB:
+        return True
     more_than_colours = layout.extras or COLOURS.get(layout.photometric) == 1
     return layout.planar and bool(more_than_colours) and layout.compression in COMPRESSIONS
 

@@ -132,9 +132,11 @@ def test_cmyk_in_16_bits_is_as_in_8(planes: str) -> None:
     assert mean_difference(deep, shallow) <= 1
 
 
+@LAYOUTS
+@pytest.mark.parametrize("compression", [None, "lzw", "zlib", "packbits"])
 @pytest.mark.parametrize("bits", [8, 16])
 @pytest.mark.parametrize("photometric", ["cielab", "icclab"])
-def test_lab_of_both_kinds_and_depths(photometric: str, bits: int) -> None:
+def test_lab_of_both_kinds_and_depths(photometric: str, bits: int, compression: str | None, planes: str) -> None:
     """CIE Lab stores a and b as signed numbers, ICC's shifted to be positive."""
     lightness, a, b = 100 * GREY, 80 * COLOURS[..., 0] - 40, 60 * COLOURS[..., 1] - 30
     unit = 1 if bits == 8 else 256
@@ -151,7 +153,8 @@ def test_lab_of_both_kinds_and_depths(photometric: str, bits: int) -> None:
     want = ImageCms.profileToProfile(
         lab, ImageCms.createProfile("LAB"), ImageCms.createProfile("sRGB"), outputMode="RGB"
     )
-    assert mean_difference(decoded(tiff_of(samples, photometric=photometric)).frame, want) <= 1.5
+    data = tiff_of(samples, photometric=photometric, planarconfig=planes, compression=compression)
+    assert mean_difference(decoded(data).frame, want) <= 1.5
 
 
 @pytest.mark.parametrize(
