@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import ExifTags, Image, UnidentifiedImageError
+from PIL import ExifTags, Image, ImagePalette, UnidentifiedImageError
 
 from serve_app.errors import BrokenImage, UnsupportedFormat
 from serve_app.frames import Size
@@ -36,6 +36,7 @@ INTEGER_BITS = {*range(1, 17), 32}
 FLOAT_BITS = {16, 32, 64}
 ASSOCIATED, UNASSOCIATED = 1, 2  # kinds of alpha
 MAX_SAMPLES = 1024
+MAX_PALETTE = 3 * 256
 
 
 class Layout(NamedTuple):
@@ -109,7 +110,15 @@ def open_tiff(data: bytes) -> Image.Image:
     except UnidentifiedImageError:
         return foreign_image(chain[page or 0], layout)
     image.seek(page or 0)
+    if image.mode in ("P", "PA") and (colours := shallow_palette(chain[page or 0])) is not None:
+        image.palette = ImagePalette.raw("RGB;L", colours)
     return image
+
+
+def shallow_palette(directory: Directory) -> bytes | None:
+    """Returns the colour map (all reds, greens, then blues) if it is of 8 bits, as old programs wrote it."""
+    colours = directory.numbers(tags.COLOR_MAP, MAX_PALETTE)
+    return bytes(colours) if colours and max(colours) <= 255 else None
 
 
 def layout_of(directory: Directory) -> Layout:

@@ -2,6 +2,7 @@
 
 import contextlib
 import io
+import struct
 from typing import Any
 
 import numpy as np
@@ -155,6 +156,23 @@ def test_lab_of_both_kinds_and_depths(photometric: str, bits: int, compression: 
     )
     data = tiff_of(samples, photometric=photometric, planarconfig=planes, compression=compression)
     assert mean_difference(decoded(data).frame, want) <= 1.5
+
+
+@ORDERS
+@pytest.mark.parametrize("compression", [1, 32773])
+@pytest.mark.parametrize("unit", [1, 256, 257])
+@pytest.mark.parametrize("bits", [1, 2, 4, 8])
+def test_palette_of_8_or_16_bits(bits: int, unit: int, compression: int, order: str) -> None:
+    """The specification wants 16 bits; old programs wrote 8, which libtiff recognises by the largest entry."""
+    colours = np.random.default_rng(bits).integers(0, 256, (2**bits, 3))
+    colours[-1] = 255
+    indices = np.arange(48 * 64).reshape(48, 64) % 2**bits
+    rows = packed(indices, bits)
+    pixels = rows if compression == 1 else b"".join(b"\0" + rows[at : at + 1] for at in range(len(rows)))
+    entries = [*basic_entries(64, 48, bits, 3, compression), (320, SHORT, colours.size, 0)]
+    entries[-1] = (320, SHORT, colours.size, struct.pack(order + "L", len(tiff_by_hand(pixels, entries, order))))
+    data = tiff_by_hand(pixels, entries, order) + (colours.T * unit).astype(order + "u2").tobytes()
+    assert decoded(data).frame.tolist() == colours[indices].tolist()
 
 
 @pytest.mark.parametrize(
