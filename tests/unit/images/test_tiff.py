@@ -47,6 +47,27 @@ def test_predictor_is_undone(bits: int, order: str, compression: str) -> None:
     assert_shows(tiff_of(depth(COLOURS, bits), **options), COLOURS)
 
 
+@LAYOUTS
+@pytest.mark.parametrize("predictor", [2, 3])
+@pytest.mark.parametrize("kind", ["u1", "u2", "u4", "f4"])
+@pytest.mark.parametrize("compression", [None, "packbits"])
+def test_predictor_means_nothing_to_a_compression_without_one(
+    compression: str | None, kind: str, predictor: int, planes: str
+) -> None:
+    """As in libtiff: only LZW, Deflate, LZMA and Zstandard store differences."""
+    samples = COLOURS.astype(kind) if kind == "f4" else depth(COLOURS, 8 * int(kind[1]))
+    data = bytearray(tiff_of(samples, photometric="rgb", planarconfig=planes, compression=compression))
+    at = data.index(struct.pack("<HHL", 296, SHORT, 1))  # the unit of resolution, which does not matter
+    data[at : at + 12] = struct.pack("<HHLL", 317, SHORT, 1, predictor)
+    assert_shows(bytes(data), COLOURS)
+
+
+@pytest.mark.parametrize("predictor", [2, 3])
+def test_predictor_means_nothing_to_bare_samples_that_share_bytes(predictor: int) -> None:
+    entries = [*basic_entries(64, 48, 12, 1), (317, SHORT, 1, predictor)]
+    assert_shows(tiff_by_hand(packed(depth(GREY, 12), 12), entries), GREY)
+
+
 @ORDERS
 @pytest.mark.parametrize("white_is_zero", [False, True])
 @pytest.mark.parametrize("bits", [1, 2, 4, 8, 10, 12, 14, 16, 32])
