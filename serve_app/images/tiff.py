@@ -17,7 +17,7 @@ from serve_app.frames import Size
 from serve_app.images import tiff_directory as tags
 from serve_app.images.raw import RAW_FILE
 from serve_app.images.samples import ForeignImage, to_bytes, white_of
-from serve_app.images.tiff_directory import Directory, read_directories
+from serve_app.images.tiff_directory import Directory, read_directories, starting_at
 from serve_app.images.tiff_samples import read_samples
 
 WHITE_IS_ZERO, BLACK_IS_ZERO, RGB, CMYK, CIELAB, ICCLAB = 0, 1, 2, 5, 8, 9
@@ -85,7 +85,7 @@ class Layout(NamedTuple):
 
 
 def open_tiff(data: bytes) -> Image.Image:
-    """Opens a TIFF; its pixels are decoded later. Of many pictures, the first that is not a preview is taken.
+    """Opens a TIFF; its pixels are decoded later. Of many pictures, the first that is no preview and no mask is taken.
 
     Raises:
         UnsupportedFormat: if it is a camera's raw file, or of a kind that is not read here.
@@ -96,21 +96,22 @@ def open_tiff(data: bytes) -> Image.Image:
         raise BrokenImage("The picture is damaged: it has no readable directory. Save it again and send the new file.")
     if any(directory.is_raw for directory in chain + inner):
         raise UnsupportedFormat(RAW_FILE)
-    page = next((i for i, directory in enumerate(chain) if not directory.is_reduced), None)
-    if page is None and not all(directory.is_reduced for directory in inner):
+    page = next((i for i, directory in enumerate(chain) if not directory.is_aside), None)
+    if page is None and not all(directory.is_aside for directory in inner):
         raise UnsupportedFormat(
-            "The first picture of this TIFF is only a preview, and the others lie where they are not read here; save "
-            "it with one picture."
+            "The first picture of this TIFF is only a preview or a mask, and the others lie where they are not read "
+            "here; save it with one picture."
         )
-    layout = layout_of(chain[page or 0])
+    directory = chain[page or 0]
+    layout = layout_of(directory)
     if is_foreign(layout):
-        return foreign_image(chain[page or 0], layout)
+        return foreign_image(directory, layout)
+    file = starting_at(data, chain[page - 1].following) if page else io.BytesIO(data)
     try:
-        image = Image.open(io.BytesIO(data), formats=["TIFF"])
+        image = Image.open(file, formats=["TIFF"])
     except UnidentifiedImageError:
-        return foreign_image(chain[page or 0], layout)
-    image.seek(page or 0)
-    if image.mode in ("P", "PA") and (colours := shallow_palette(chain[page or 0])) is not None:
+        return foreign_image(directory, layout)
+    if image.mode in ("P", "PA") and (colours := shallow_palette(directory)) is not None:
         image.palette = ImagePalette.raw("RGB;L", colours)
     return image
 

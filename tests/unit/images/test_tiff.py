@@ -231,6 +231,59 @@ def test_preview_before_the_picture_is_passed_over(bits: int) -> None:
     assert_shows(buffer.getvalue(), COLOURS)
 
 
+ASIDE: dict[str, tuple[int, dict[str, Any]]] = {
+    "preview": (1, {"photometric": "rgb"}),
+    "preview by the old tag": (0, {"photometric": "rgb", "extratags": [(255, SHORT, 1, 2, True)]}),
+    "mask": (4, {"photometric": "mask"}),
+    "mask of a preview": (5, {"photometric": "mask"}),
+    "mask by its colours": (0, {"photometric": "mask"}),
+    "mask by its kind": (4, {"photometric": "minisblack"}),
+}
+
+
+def behind(aside: str, samples: NDArray[Any], order: str = "<", big: bool = False, **options: Any) -> bytes:
+    """A TIFF whose first two pictures are of a kind in ASIDE; then come samples."""
+    kind, front = ASIDE[aside]
+    black = np.zeros((12, 16, 3) if front["photometric"] == "rgb" else (12, 16), np.uint8)
+    buffer = io.BytesIO()
+    with tifffile.TiffWriter(buffer, byteorder=">" if order == ">" else "<", bigtiff=big) as writer:
+        for _ in range(2):
+            writer.write(black, metadata=None, subfiletype=1 if kind else 0, **front)
+        writer.write(samples, metadata=None, **options)
+    tag = struct.pack(order + ("HHQL" if big else "HHLL"), 254, LONG, 1, 1)
+    return buffer.getvalue().replace(tag, tag[:-4] + struct.pack(order + "L", kind))
+
+
+@pytest.mark.parametrize(("order", "big"), [("<", False), (">", False), ("<", True)])
+@pytest.mark.parametrize("kind", ["8 bits", "16 bits", "palette", "JPEG"])
+@pytest.mark.parametrize("aside", ASIDE)
+def test_what_is_not_the_photograph_is_passed_over(aside: str, kind: str, order: str, big: bool) -> None:
+    if kind == "palette":
+        greys = np.stack([np.arange(256, dtype=np.uint16) * 257] * 3)
+        data = behind(aside, depth(GREY, 8), order, big, photometric="palette", colormap=greys)
+        assert_shows(data, GREY)
+        return
+    samples = depth(COLOURS, 16 if kind == "16 bits" else 8)
+    compression = "jpeg" if kind == "JPEG" else None
+    data = behind(aside, samples, order, big, photometric="rgb", compression=compression)
+    assert_shows(data, COLOURS, 64 if compression else 255)
+
+
+@pytest.mark.parametrize("value", [1, 3])
+def test_old_tag_of_other_pictures_hides_none(value: int) -> None:
+    """1 is a full picture, 3 a page of several."""
+    buffer = io.BytesIO()
+    with tifffile.TiffWriter(buffer) as writer:
+        writer.write(depth(COLOURS, 8), photometric="rgb", metadata=None, extratags=[(255, SHORT, 1, value, True)])
+        writer.write(np.zeros((12, 16, 3), np.uint8), photometric="rgb", metadata=None)
+    assert_shows(buffer.getvalue(), COLOURS)
+
+
+def test_mask_alone_is_refused_in_words() -> None:
+    refused = refusal(tiff_by_hand(bytes(3072), [(254, LONG, 1, 4), *basic_entries(64, 48, 8, 4)]))
+    assert (refused.code, "a mask in 8 bits" in str(refused)) == ("unsupported-format", True)
+
+
 def test_preview_alone_in_front_is_refused_in_words() -> None:
     buffer = io.BytesIO()
     with tifffile.TiffWriter(buffer) as writer:
