@@ -31,6 +31,7 @@ COMPRESSION_NAMES = {
     33003: "JPEG 2000", 33005: "JPEG 2000", 34661: "JBIG", 34676: "SGI LogLuv", 34677: "SGI LogLuv",
     34712: "JPEG 2000", 34887: "LERC", 34933: "PNG", 34934: "JPEG XR", WEBP: "WebP", 50002: "JPEG XL", 52546: "JPEG XL",
 }  # fmt: skip
+LOSSLESSLY = "with LZW, Deflate or no compression"
 UNSIGNED, SIGNED, FLOAT, UNDEFINED = 1, 2, 3, 4
 INTEGER_BITS = {*range(1, 17), 32}
 FLOAT_BITS = {16, 32, 64}
@@ -167,9 +168,7 @@ def foreign_image(directory: Directory, layout: Layout) -> ForeignImage:
         UnsupportedFormat: if it is of a kind that is not read here either.
     """
     if (kind := unread_kind(layout)) is not None:
-        raise UnsupportedFormat(
-            f"This TIFF holds {kind}, which is not read here; save it as RGB or grey in 8 or 16 bits."
-        )
+        raise UnsupportedFormat(f"This TIFF holds {kind}, which is not read here; save it {remedy(layout)}.")
     info: dict[Any, Any] = {}
     if profile := directory.content(tags.PROFILE):
         info["icc_profile"] = profile
@@ -195,7 +194,7 @@ def unread_kind(layout: Layout) -> str | None:
     if len(layout.bits) < COLOURS[layout.photometric] or len(set(layout.bits)) > 1:
         return f"samples of {', '.join(map(str, layout.bits))} bits"
     if layout.sample_format not in (UNSIGNED, FLOAT, UNDEFINED):
-        return "negative numbers" if layout.sample_format == SIGNED else "complex numbers"
+        return "signed numbers" if layout.sample_format == SIGNED else "complex numbers"
     if bits not in (FLOAT_BITS if layout.sample_format == FLOAT else INTEGER_BITS):
         return f"samples of {bits} bits"
     if COLOURS[layout.photometric] == 1 and len(layout.extras) > 1:
@@ -205,6 +204,18 @@ def unread_kind(layout: Layout) -> str | None:
     if layout.mode == "LAB" and (layout.sample_format == FLOAT or bits not in (8, 16)):
         return f"Lab in {bits} bits"
     return None
+
+
+def remedy(layout: Layout) -> str:
+    """Returns how to save a picture of an unread kind so that it is read."""
+    if layout.compression not in COMPRESSIONS:
+        plain = layout._replace(compression=1)
+        return LOSSLESSLY if unread_kind(plain) is None else f"{remedy(plain)}, {LOSSLESSLY}"
+    if not layout.is_flat:
+        return "as a flat picture"
+    if layout.sample_format == SIGNED:
+        return "with unsigned numbers, as RGB or grey in 8 or 16 bits"
+    return "as RGB or grey in 8 or 16 bits"
 
 
 def decode(directory: Directory, layout: Layout) -> NDArray[np.uint8]:

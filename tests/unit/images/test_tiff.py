@@ -294,8 +294,8 @@ def test_preview_alone_in_front_is_refused_in_words() -> None:
 
 
 UNREAD: dict[str, tuple[str, bytes]] = {
-    "signed": ("negative numbers", tiff_of((GREY * 30_000).astype(np.int16), photometric="minisblack")),
-    "signed bytes": ("negative numbers", tiff_of((GREY * 127).astype(np.int8), photometric="minisblack")),
+    "signed": ("signed numbers", tiff_of((GREY * 30_000).astype(np.int16), photometric="minisblack")),
+    "signed bytes": ("signed numbers", tiff_of((GREY * 127).astype(np.int8), photometric="minisblack")),
     "complex": ("complex numbers", tiff_of(GREY.astype(np.complex64), photometric="minisblack")),
     "channels": (
         "5 channels",
@@ -319,13 +319,38 @@ UNREAD: dict[str, tuple[str, bytes]] = {
 }
 
 
+COLOURED = "save it as RGB or grey in 8 or 16 bits."
+LOSSLESS = "save it with LZW, Deflate or no compression."
+BOTH = f"{COLOURED[:-1]}, with LZW, Deflate or no compression."
+SIGNED = "save it with unsigned numbers, as RGB or grey in 8 or 16 bits."
+REMEDIES = dict.fromkeys(("JPEG 2000", "JBIG", "WebP", "JPEG in 12 bits", "unknown"), LOSSLESS) | {
+    "signed": SIGNED,
+    "signed bytes": SIGNED,
+    "volume": "save it as a flat picture.",
+}
+
+
 @pytest.mark.parametrize("kind", UNREAD)
 def test_sound_file_of_a_kind_that_is_not_read_is_refused_in_words(kind: str) -> None:
     words, data = UNREAD[kind]
     refused = refusal(data)
     assert refused.code == "unsupported-format"
     assert words in str(refused)
-    assert "save it as RGB or grey in 8 or 16 bits" in str(refused)
+    assert REMEDIES.get(kind, COLOURED) in str(refused)
+
+
+@pytest.mark.parametrize("photometric", [1, 2, 5])
+@pytest.mark.parametrize("compression", [22610, 33003, 34887, 34933, 50001, 50002, 52546])
+def test_colours_that_only_the_compression_spoils_are_not_asked_for(compression: int, photometric: int) -> None:
+    entries = [entry for entry in basic_entries(64, 48, 8, photometric, compression) if entry[0] != 277]
+    refused = refusal(tiff_by_hand(bytes(99), [*entries, (277, SHORT, 1, {1: 1, 2: 3, 5: 4}[photometric])]))
+    assert (refused.code, LOSSLESS in str(refused)) == ("unsupported-format", True)
+
+
+@pytest.mark.parametrize(("bits", "photometric", "compression"), [(16, 32845, 34677), (16, 3, 50001), (64, 1, 34887)])
+def test_both_colours_and_compression_are_asked_for(bits: int, photometric: int, compression: int) -> None:
+    refused = refusal(tiff_by_hand(bytes(99), basic_entries(64, 48, bits, photometric, compression)))
+    assert (refused.code, BOTH in str(refused)) == ("unsupported-format", True)
 
 
 @pytest.mark.parametrize("compression", [None, "lzw", "zlib"])
