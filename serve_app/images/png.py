@@ -3,7 +3,8 @@
 Pillow refuses a whole file for a wrong checksum or length in any chunk before the pixels, and for text or a colour
 profile that unpack to more than 1 MiB. Such chunks are common (workflows of image generators, profiles of printers),
 and libpng, which browsers use, passes over them. So this module walks over the chunks once and hands Pillow only those
-that say how the picture looks. A fault in a critical chunk (`IHDR`, `PLTE`, `IDAT`) stays one.
+that say how the picture looks. A fault in a critical chunk (`IHDR`, `PLTE`, `IDAT`) stays one. What follows the pixels
+of the default image, such as later frames of an APNG, may be cut off or damaged.
 """
 
 import struct
@@ -22,6 +23,7 @@ from serve_app.images.parts import joined
 from serve_app.images.samples import ForeignImage, to_bytes
 
 SIGNATURE = b"\x89PNG\r\n\x1a\n"
+END = b"\0\0\0\0IEND\xaeB`\x82"
 MAX_CHUNKS = 100_000  # pixels come in pieces of 8 KiB or more, so real files hold far fewer
 MAX_UNPACKED = 8 * 2**20  # of a profile; the largest that printers come with are half of that
 
@@ -111,13 +113,18 @@ def chunks(data: memoryview) -> Iterator[Chunk]:
 
 
 def select_chunks(data: memoryview) -> Selection:
-    """Chooses the chunks that say how the picture looks; of ancillary chunks, the first of each name that is sound."""
+    """Chooses the chunks that say how the picture looks; of ancillary chunks, the first of each name that is sound.
+
+    Raises:
+        OSError: if the file is truncated before its pixels.
+    """
     parts: list[memoryview] = []
     read: dict[bytes, memoryview] = {}
-    begin, pixels_begun = 0, False
+    begin, end, pixels_begun = 0, len(SIGNATURE), False
     for chunk in chunks(data):
+        end = chunk.end
         pixels_begun |= chunk.name == b"IDAT"
-        if chunk.name[:1].isupper():
+        if chunk.name == b"IDAT" or (chunk.name[:1].isupper() and not pixels_begun):
             continue
         if chunk.name in WANTED and chunk.name not in read and is_wanted(chunk, data, pixels_begun):
             read[chunk.name] = chunk.content(data)
@@ -126,8 +133,30 @@ def select_chunks(data: memoryview) -> Selection:
         if begin < chunk.begin:
             parts.append(data[begin : chunk.begin])
         begin = chunk.end
-    parts.append(data[begin:])  # with a chunk that is cut off, if there is one: Pillow shall say so
+    parts += remainder(data, begin, end, pixels_begun)
     return Selection(parts, read)
+
+
+def remainder(data: memoryview, begin: int, end: int, pixels_begun: bool) -> list[memoryview]:
+    """Returns what Pillow shall read of the rest of the file.
+
+    Args:
+        data: the file.
+        begin: of what it shall read of the whole chunks.
+        end: of the last whole chunk.
+        pixels_begun: whether one of them is an IDAT.
+
+    Raises:
+        OSError: if the file is truncated before its pixels.
+    """
+    following = bytes(data[end + 4 : end + 8])
+    if following == b"IDAT":  # it is cut off: Pillow shall say so, unless it lacks no pixels
+        return [data[begin:]]
+    if pixels_begun:
+        return [data[begin:end], memoryview(END)]
+    if bytes(data[end - 8 : end - 4]) != b"IEND" and (len(following) < 4 or following.isalpha()):
+        raise OSError("truncated before its pixels")
+    return [data[begin:]]
 
 
 def is_wanted(chunk: Chunk, data: memoryview, pixels_begun: bool) -> bool:
