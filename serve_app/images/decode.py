@@ -276,6 +276,8 @@ def to_colours(image: Image.Image) -> Image.Image:
         return with_margin(image)
     if image.mode in ("CMYK", "LAB"):
         return image
+    if image.format == "BMP" and image.mode == "RGBA" and image.getbbox(alpha_only=True) is None:
+        return image.convert("RGB")  # programs that do not know alpha leave it 0: then browsers show the colours
     if "transparency" in image.info or image.mode in ("PA", "RGBa"):
         return image.convert("RGBA")
     if image.mode == "La":

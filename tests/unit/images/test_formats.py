@@ -76,6 +76,46 @@ def test_heif_that_is_cut_off_is_damaged() -> None:
     assert refusal((DATA / "heic_nclx_p3.heic").read_bytes()[:400]).code == "broken-image"
 
 
+MASKS = {
+    "BGRA": (0xFF0000, 0xFF00, 0xFF, 0xFF000000),
+    "RGBA": (0xFF, 0xFF00, 0xFF0000, 0xFF000000),
+    "ABGR": (0xFF000000, 0xFF0000, 0xFF00, 0xFF),
+}
+
+
+def bmp_with_alpha(
+    alpha: int | np.ndarray, order: str = "BGRA", header_bytes: int = 124, top_down: bool = False
+) -> bytes:
+    """A BMP of ramp() in 32 bits with a mask for alpha."""
+    colours = dict(zip("RGB", np.moveaxis(ramp(), -1, 0), strict=True))
+    height, width = ramp().shape[:2]
+    pixels = np.stack([colours.get(channel, np.broadcast_to(alpha, (height, width))) for channel in order], -1)
+    rows = pixels.astype(np.uint8)[:: 1 if top_down else -1].tobytes()
+    header = struct.pack(
+        "<IiiHHIIiiII", header_bytes, width, -height if top_down else height, 1, 32, 3, len(rows), *[0] * 4
+    )
+    header = (header + struct.pack("<4I", *MASKS[order])).ljust(header_bytes, b"\0")
+    return b"BM" + struct.pack("<IHHI", 14 + len(header) + len(rows), 0, 0, 14 + len(header)) + header + rows
+
+
+@pytest.mark.parametrize("top_down", [False, True])
+@pytest.mark.parametrize("header_bytes", [56, 108, 124])
+@pytest.mark.parametrize("order", MASKS)
+def test_alpha_of_a_bmp_that_is_0_everywhere_does_not_count(order: str, header_bytes: int, top_down: bool) -> None:
+    result = decoded(bmp_with_alpha(0, order, header_bytes, top_down))
+    assert result.alpha is None
+    assert np.array_equal(result.frame, ramp())
+
+
+@pytest.mark.parametrize("order", MASKS)
+def test_alpha_of_a_bmp_that_is_not_0_everywhere_counts(order: str) -> None:
+    alpha = np.zeros(ramp().shape[:2], np.uint8)
+    alpha[20, 30] = 1
+    result = decoded(bmp_with_alpha(alpha, order))
+    assert result.alpha is not None
+    assert np.array_equal(result.alpha, alpha)
+
+
 @pytest.mark.parametrize(("bits", "compression"), [(64, 0), (16, 3), (24, 4), (24, 5), (2, 0)])
 def test_rare_kind_of_bmp_is_sound_but_not_read(bits: int, compression: int) -> None:
     data = bytearray(save(Image.fromarray(ramp()), "BMP"))
