@@ -27,6 +27,7 @@ UNREAD_CODECS = {
 BMP_HEADERS = {40, 52, 56, 64, 108, 124}
 BMP_BITS = {1, 2, 4, 8, 16, 24, 32, 64}
 BMP_COMPRESSIONS = {*range(7), 11, 12, 13}
+BMP_CONTAINERS = {4, 5}  # compressions: a JPEG or a PNG inside, which states the depth itself
 
 
 def open_as(data: bytes, format: str) -> Image.Image:
@@ -86,4 +87,5 @@ def is_sound_bmp(data: bytes) -> bool:
         size, planes, bits, compression = struct.unpack_from("<L8xHHL", data, 14)
     except struct.error:
         return False
-    return size in BMP_HEADERS and planes == 1 and bits in BMP_BITS and compression in BMP_COMPRESSIONS
+    is_depth = bits in BMP_BITS or (bits == 0 and compression in BMP_CONTAINERS)
+    return size in BMP_HEADERS and planes == 1 and is_depth and compression in BMP_COMPRESSIONS

@@ -123,7 +123,18 @@ def test_rare_kind_of_bmp_is_sound_but_not_read(bits: int, compression: int) -> 
     assert "rare kind of BMP" in str(refusal(bytes(data)))
 
 
-@pytest.mark.parametrize(("bits", "compression"), [(30_000, 0), (24, 77)])
+@pytest.mark.parametrize("header_bytes", [40, 108, 124])
+@pytest.mark.parametrize(("compression", "inside"), [(4, "JPEG"), (5, "PNG")])
+def test_bmp_that_holds_another_file_is_sound_but_not_read(compression: int, inside: str, header_bytes: int) -> None:
+    body = save(Image.fromarray(ramp()), inside)
+    header = struct.pack("<IiiHHIIiiII", header_bytes, 64, 48, 1, 0, compression, len(body), 0, 0, 0, 0)
+    start = struct.pack("<IHHI", 14 + header_bytes + len(body), 0, 0, 14 + header_bytes)
+    refused = refusal(b"BM" + start + header.ljust(header_bytes, b"\0") + body)
+    assert refused.code == "unsupported-format"
+    assert "rare kind of BMP" in str(refused)
+
+
+@pytest.mark.parametrize(("bits", "compression"), [(0, 0), (0, 3), (30_000, 0), (24, 77)])
 def test_bmp_of_impossible_depth_or_compression_is_damaged(bits: int, compression: int) -> None:
     data = bytearray(save(Image.fromarray(ramp()), "BMP"))
     struct.pack_into("<HI", data, 28, bits, compression)
