@@ -36,6 +36,7 @@ LENGTHS = {b"gAMA": 4, b"cHRM": 32, b"sRGB": 1, b"cICP": 4}
 RAW_EXIF = b"Raw profile type exif\0"  # ImageMagick's way to keep EXIF, older than the chunk eXIf
 GREY, RGB, PALETTE = 0, 2, 3  # colour types that tRNS may go with
 TRANSPARENCY_LENGTHS = {GREY: {2}, RGB: {6}, PALETTE: set(range(1, 257))}
+PALETTE_LENGTHS = range(3, 3 * 256 + 1, 3)
 
 LIBPNG_BYTES = 3  # per pixel and channel: 16 bits, and as a byte
 
@@ -76,7 +77,7 @@ def open_png(data: bytes) -> Image.Image:
     Raises:
         UnsupportedFormat: if it is Apple's variant, which only Apple's software reads.
         BrokenImage: if it holds more chunks than any real file.
-        SyntaxError, OSError: from Pillow, if a critical chunk is damaged.
+        SyntaxError, OSError: some from Pillow, if a critical chunk is damaged or missing.
     """
     if data[12:16] == b"CgBI":
         raise UnsupportedFormat(
@@ -117,12 +118,16 @@ def select_chunks(data: memoryview) -> Selection:
 
     Raises:
         OSError: if the file is truncated before its pixels.
+        SyntaxError: if it lacks the palette that its pixels refer to.
     """
     parts: list[memoryview] = []
     read: dict[bytes, memoryview] = {}
     begin, end, pixels_begun = 0, len(SIGNATURE), False
+    palette_bytes = 0
     for chunk in chunks(data):
         end = chunk.end
+        if chunk.name == b"PLTE" and not pixels_begun:
+            palette_bytes = len(chunk.content(data))
         pixels_begun |= chunk.name == b"IDAT"
         if chunk.name == b"IDAT" or (chunk.name[:1].isupper() and not pixels_begun):
             continue
@@ -133,6 +138,8 @@ def select_chunks(data: memoryview) -> Selection:
         if begin < chunk.begin:
             parts.append(data[begin : chunk.begin])
         begin = chunk.end
+    if pixels_begun and data[25] == PALETTE and palette_bytes not in PALETTE_LENGTHS:
+        raise SyntaxError("no palette")
     parts += remainder(data, begin, end, pixels_begun)
     return Selection(parts, read)
 

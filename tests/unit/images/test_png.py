@@ -85,6 +85,32 @@ def test_damage_in_a_critical_chunk_stays_damage() -> None:
     assert refusal(palette).code == "broken-image"
 
 
+@pytest.mark.parametrize("bits", [1, 2, 4, 8])
+@pytest.mark.parametrize("length", [None, 0, 1, 4, 257 * 3])
+def test_indexed_picture_without_a_sound_palette_is_damaged(length: int | None, bits: int) -> None:
+    palette = b"" if length is None else chunk(b"PLTE", bytes(length))
+    assert "is damaged or malformed" in str(refusal(png_of(np.zeros((16, 16), np.uint8), bits, PALETTE, palette)))
+
+
+def test_palette_that_follows_the_pixels_is_none() -> None:
+    data = with_chunks(png_of(np.zeros((16, 16), np.uint8), 8, PALETTE), after=chunk(b"PLTE", bytes(3)))
+    assert "is damaged or malformed" in str(refusal(data))
+
+
+@pytest.mark.parametrize("name", [b"IHDR", b"IDAT"])
+def test_file_without_another_critical_chunk_is_damaged(name: bytes) -> None:
+    at = PLAIN.index(name) - 4
+    data = PLAIN[:at] + PLAIN[at + 12 + int.from_bytes(PLAIN[at : at + 4], "big") :]
+    assert "is damaged or malformed" in str(refusal(data))
+
+
+@pytest.mark.parametrize("entries", [1, 2, 256])
+def test_palette_of_any_length_is_used(entries: int) -> None:
+    palette = chunk(b"PLTE", bytes([200, 100, 50]) + bytes(3 * entries - 3))
+    result = decoded(png_of(np.zeros((16, 16), np.uint8), 8, PALETTE, palette))
+    assert result.frame[3, 3].tolist() == [200, 100, 50]
+
+
 @pytest.mark.parametrize("size", [0, 1_300_000, 4_000_000])
 def test_profile_of_a_printer_is_used_however_large(size: int) -> None:
     data = with_chunks(PLAIN, profile_chunk(swapped_profile((NOISE * 4)[:size])))
