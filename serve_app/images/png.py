@@ -18,7 +18,7 @@ from PIL import Image
 
 from serve_app.errors import BrokenImage, UnsupportedFormat
 from serve_app.frames import Size
-from serve_app.images.colour import CodePoints
+from serve_app.images.colour import UNSPECIFIED, CodePoints, still_points
 from serve_app.images.parts import joined
 from serve_app.images.samples import ForeignImage, to_bytes
 
@@ -186,11 +186,21 @@ def colour_info(read: dict[bytes, memoryview]) -> dict[str, Any]:
     info: dict[str, Any] = {}
     if (profile := profile_of(read.get(b"iCCP"))) is not None:
         info["icc_profile"] = profile
-    if (points := read.get(b"cICP")) is not None and (points[2], points[3]) == (0, 1):  # RGB, full range
-        info["code_points"] = CodePoints(points[0], points[1])
+    if (points := stated_points(read.get(b"cICP"))) is not None:
+        info["code_points"] = points
     if (exif := b"Exif\0\0" + read[b"eXIf"] if b"eXIf" in read else raw_exif(read)) is not None:
         info["exif"] = exif
     return info
+
+
+def stated_points(chunk: memoryview | None) -> CodePoints | None:
+    """Returns the code points of a cICP chunk; None if it is not of RGB, or leaves both unspecified.
+
+    Samples said to be in a narrow range (16 to 235) count as in the full range.
+    """
+    if chunk is None or chunk[2] != 0 or chunk[3] > 1 or chunk[0] == chunk[1] == UNSPECIFIED:
+        return None
+    return still_points(chunk[0], chunk[1])
 
 
 def profile_of(chunk: memoryview | None) -> bytes | None:
