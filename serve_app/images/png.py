@@ -25,7 +25,8 @@ from serve_app.images.samples import ForeignImage, to_bytes
 SIGNATURE = b"\x89PNG\r\n\x1a\n"
 END = b"\0\0\0\0IEND\xaeB`\x82"
 MAX_CHUNKS = 100_000  # pixels come in pieces of 8 KiB or more, so real files hold far fewer
-MAX_UNPACKED = 8 * 2**20  # of a profile; the largest that printers come with are half of that
+MAX_PROFILE = 8 * 2**20  # packed or not; the largest that printers come with are half of that
+MAX_EXIF = 2**20  # as it is, or unpacked, in hexadecimal digits; there is no more than 64 KiB in any other format
 
 LENGTH_AND_NAME = struct.Struct(">I4s")
 TEXTS = {b"tEXt", b"zTXt"}
@@ -33,6 +34,7 @@ FOR_COLOUR = {b"tRNS", b"gAMA", b"cHRM", b"sRGB", b"iCCP", b"cICP"}  # these mus
 WANTED = FOR_COLOUR | TEXTS | {b"eXIf"}
 FOR_PILLOW = {b"tRNS", b"gAMA", b"cHRM", b"sRGB"}  # the others are read here
 LENGTHS = {b"gAMA": 4, b"cHRM": 32, b"sRGB": 1, b"cICP": 4}
+MAX_LENGTHS = {b"eXIf": MAX_EXIF, b"tEXt": MAX_EXIF, b"zTXt": MAX_EXIF, b"iCCP": MAX_PROFILE}
 RAW_EXIF = b"Raw profile type exif\0"  # ImageMagick's way to keep EXIF, older than the chunk eXIf
 GREY, RGB, PALETTE = 0, 2, 3  # colour types that tRNS may go with
 TRANSPARENCY_LENGTHS = {GREY: {2}, RGB: {6}, PALETTE: set(range(1, 257))}
@@ -167,7 +169,7 @@ def remainder(data: memoryview, begin: int, end: int, pixels_begun: bool) -> lis
 
 
 def is_wanted(chunk: Chunk, data: memoryview, pixels_begun: bool) -> bool:
-    """Returns whether an ancillary chunk stands where it may, has a possible length, and the right checksum."""
+    """Returns whether an ancillary chunk stands where it may, has a length of real ones, and the right checksum."""
     content = chunk.content(data)
     if chunk.name in TEXTS and content[: len(RAW_EXIF)] != RAW_EXIF:
         return False
@@ -175,7 +177,9 @@ def is_wanted(chunk: Chunk, data: memoryview, pixels_begun: bool) -> bool:
         return False
     if chunk.name == b"tRNS" and len(content) not in TRANSPARENCY_LENGTHS.get(data[25], set()):
         return False
-    if len(content) != LENGTHS.get(chunk.name, len(content)):
+    if len(content) != LENGTHS.get(chunk.name, len(content)) or len(content) > MAX_LENGTHS.get(
+        chunk.name, len(content)
+    ):
         return False
     checksum = zlib.crc32(data[chunk.begin + 4 : chunk.end - 4])
     return checksum == int.from_bytes(data[chunk.end - 4 : chunk.end], "big")
@@ -206,13 +210,13 @@ def stated_points(chunk: memoryview | None) -> CodePoints | None:
 def profile_of(chunk: memoryview | None) -> bytes | None:
     """Returns the colour profile that an iCCP chunk holds, or None if there is none that can be unpacked."""
     _, separator, packed = bytes(chunk or b"").partition(b"\0")
-    return unpack(packed[1:]) if separator and packed[:1] == b"\0" else None
+    return unpack(packed[1:], MAX_PROFILE) if separator and packed[:1] == b"\0" else None
 
 
 def raw_exif(read: dict[bytes, memoryview]) -> bytes | None:
     """Returns the EXIF that ImageMagick has written as text: three lines of heading, then hexadecimal digits."""
     if b"zTXt" in read:
-        text = unpack(bytes(read[b"zTXt"][len(RAW_EXIF) + 1 :])) or b""
+        text = unpack(bytes(read[b"zTXt"][len(RAW_EXIF) + 1 :]), MAX_EXIF) or b""
     else:
         text = bytes(read.get(b"tEXt", b"")[len(RAW_EXIF) :])
     try:
@@ -221,11 +225,11 @@ def raw_exif(read: dict[bytes, memoryview]) -> bytes | None:
         return None
 
 
-def unpack(packed: bytes) -> bytes | None:
-    """Inflates zlib data; None if it is damaged, or larger than a profile may be."""
+def unpack(packed: bytes, most: int) -> bytes | None:
+    """Inflates zlib data; None if it is damaged, or larger than `most` bytes."""
     inflater = zlib.decompressobj()
     try:
-        plain = inflater.decompress(packed, MAX_UNPACKED)
+        plain = inflater.decompress(packed, most)
     except zlib.error:
         return None
     return None if inflater.unconsumed_tail else plain
