@@ -1,12 +1,18 @@
 """What Pillow's plugins do not do right: small frames of GIF, and sound files of kinds that are not read."""
 
 import struct
+import subprocess
+import sys
+import time
+from pathlib import Path
 
 import numpy as np
 import pytest
 from decoding import decoded, ramp, refusal, save
 from PIL import Image
-from shared import ROOT
+from shared import ROOT, SHARED, needs_shared
+
+from serve_app.images.formats import with_ascii_items
 
 DATA = ROOT / "tests" / "data"
 
@@ -146,3 +152,52 @@ def test_avif_whose_container_libheif_does_not_take_keeps_its_pixels() -> None:
     data = (DATA / "avif_nclx_bt709.avif").read_bytes()
     plain = decoded(data).frame
     assert np.array_equal(decoded(data.replace(b"nclx", b"????")).frame, plain)
+
+
+def infe(item: int, kind: bytes, name: bytes = b"") -> bytes:
+    content = b"\x02\0\0\0" + struct.pack(">HH", item, 0) + kind + name + b"\0"
+    return struct.pack(">I4s", 8 + len(content), b"infe") + content
+
+
+def test_items_of_a_heif_are_made_ascii_and_nothing_else_is() -> None:
+    before, pixels = infe(0xFFFE, b"hvc1", b"name"), b"\xff\xd8\xe2infe\xff"
+    broken = infe(0xFFFD, b"mime", b"\0application/\xe2df+xml") + infe(3, b"\xe2xif")
+    whole = infe(0xFFFD, b"mime", b"\0application/?df+xml") + infe(3, b"?xif")
+    assert with_ascii_items(pixels + before + broken + before + pixels) == pixels + before + whole + before + pixels
+    assert with_ascii_items(pixels + before) == pixels + before
+    endless = struct.pack(">I4s", 2**32 - 1, b"infe") + b"\x02" + bytes(7) + b"\xe2" * 9
+    assert len(with_ascii_items(endless * 1000)) == 1000 * len(endless)
+
+
+def test_hostile_items_are_not_read_again_and_again() -> None:
+    data = (b"\xff\xff\xff\xffinfe\x02" + b"a" * 7) * 100_000
+    began = time.thread_time()
+    with_ascii_items(data)
+    assert time.thread_time() - began < 2
+
+
+def size_in_another_process(data: bytes, format: str, tmp_path: Path) -> str:
+    """Opens a file in a process of its own, since pi-heif used to crash on it."""
+    path = tmp_path / "picture"
+    path.write_bytes(data)
+    opened = f"open_as(open({str(path)!r}, 'rb').read(), {format!r})"
+    script = f"from serve_app.images.formats import open_as; print({opened}.size)"
+    run = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True)
+    assert run.returncode == 0, run.returncode
+    return run.stdout.strip()
+
+
+def test_avif_whose_metadata_is_of_an_invalid_type_is_read(tmp_path: Path) -> None:
+    exif = Image.Exif()
+    exif[0x010F] = "a camera"
+    data = save(Image.fromarray(ramp()), "AVIF", exif=exif)
+    at = data.index(b"Exif", data.index(b"infe"))
+    assert size_in_another_process(data[:at] + b"\xe2" + data[at + 1 :], "AVIF", tmp_path) == "(64, 48)"
+
+
+@needs_shared
+@pytest.mark.parametrize("place", [b"Exif", b"application/rdf+xml"])
+def test_heic_whose_metadata_is_of_an_invalid_type_is_read(place: bytes, tmp_path: Path) -> None:
+    data = (SHARED / "photos" / "heic" / "empty_icc_1025x900.heic").read_bytes()
+    at = data.index(place, data.index(b"infe"))
+    assert size_in_another_process(data[:at] + b"\xe2" + data[at + 1 :], "HEIF", tmp_path) == "(1025, 900)"
