@@ -6,7 +6,8 @@ However a file is made, a bounded number of steps is taken; what lies beyond the
 import struct
 from collections.abc import Iterator
 
-MAX_BOXES = 1024
+from serve_app.images.header import boxes
+
 MAX_EXTENTS = 65_536  # of all items; a picture of 64 megapixels in tiles of 256 x 256 has a thousand
 
 
@@ -35,25 +36,6 @@ def lacks_boxes(data: bytes) -> bool:
             return True
         kinds.add(kind)
     return kinds <= {b"ftyp"}
-
-
-def boxes(data: bytes, start: int, end: int) -> Iterator[tuple[bytes, int, int]]:
-    """Yields the kind of each box in a range of the file, and where its content starts and ends, as the box says."""
-    for _ in range(MAX_BOXES):
-        if start + 8 > end:
-            return
-        size, kind = struct.unpack_from(">I4s", data, start)
-        content = start + 8
-        if size == 1:  # the size follows, in 64 bits
-            if content + 8 > end:
-                return
-            (size,) = struct.unpack_from(">Q", data, content)
-            content += 8
-        stop = start + size if size else end
-        if stop < content:
-            return
-        yield kind, content, stop
-        start = stop
 
 
 def locations_end(data: bytes, start: int, end: int) -> int:
