@@ -1,6 +1,6 @@
 """The deployment graph on one screen.
 
-HTTP → Ingress → Codec.decode → Stylizer.paint → Codec.encode → Ingress → HTTP
+HTTP → Ingress → Codec (decodes) → Stylizer (paints) → Codec (encodes) → Ingress → HTTP
 """
 
 from typing import Any, cast
@@ -22,4 +22,4 @@ def build(args: dict[str, Any]) -> serve.Application:
     settings = load_settings(Settings, args, "args")
     # Serve's decorator turns these classes into Deployments, but its types do not say so.
     ingress, codec, stylizer = (cast("serve.Deployment", part) for part in (Ingress, Codec, Stylizer))
-    return ingress.bind(settings, codec.bind(), stylizer.bind(settings))
+    return ingress.bind(settings, codec.bind(stylizer.bind(settings)))
