@@ -9,9 +9,10 @@ import json
 import re
 import time
 import uuid
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from ipaddress import IPv4Network, IPv6Network
 from typing import Protocol
 
@@ -159,6 +160,7 @@ class Guard:
         client = self._client(scope)
         key = key_of(scope["path"], client, credentials(headers))
         self.refusals.check(key)
+        answer.on_too_busy = partial(self.refusals.hold, key)
         try:
             with self.intake.place(client, announced) as body:
                 self._observer.holds(self)
@@ -166,10 +168,6 @@ class Guard:
                 await self._forward_body(scope, request, answer, client, body)
         finally:
             self._observer.holds(self)
-        if answer.too_busy:
-            self.refusals.hold(key, answer.too_busy)
-        else:
-            self.refusals.release(key)
 
     async def _forward_body(self, scope: Scope, request: "Incoming", answer: "Answer", client: str, body: Body) -> None:
         """Waits for the turn of a request whose body has arrived, and forwards it."""
@@ -320,7 +318,7 @@ class Answer:
         has_begun: whether something has been sent.
         instead: a refusal that the client is to get in place of Serve's bare text.
         may_replace: whether a bare text is Serve's at all.
-        too_busy: the problem document, if the service has refused the request because too many are waiting.
+        on_too_busy: is called with the problem document if the service refuses one picture too many.
     """
 
     def __init__(self, send: Send) -> None:
@@ -328,17 +326,19 @@ class Answer:
         self.has_begun = False
         self.instead: RequestError | None = None
         self.may_replace = False
-        self.too_busy = b""
-        self._is_too_busy = False
+        self.on_too_busy: Callable[[bytes], None] = nobody
+        self._too_busy: bytes | None = None  # the document as far as it has come
         self._send = send
 
     async def send(self, message: Message) -> None:
         """Passes a message of the service on."""
         if message["type"] == "http.response.start":
             self.instead = in_own_words(message) if self.may_replace else None
-            self._is_too_busy = is_too_busy(message)
-        elif self._is_too_busy:
-            self.too_busy += message.get("body", b"")
+            self._too_busy = b"" if is_too_busy(message) else None
+        elif self._too_busy is not None:
+            self._too_busy += message.get("body", b"")
+            if not message.get("more_body", False):
+                self.on_too_busy(self._too_busy)
         if self.instead is None:
             self.has_begun = True
             await self._send(message)
@@ -366,6 +366,10 @@ class Answer:
             headers.append((b"connection", b"close"))
         await self._send({"type": "http.response.start", "status": refusal.status, "headers": headers})
         await self._send({"type": "http.response.body", "body": body, "more_body": is_last})
+
+
+def nobody(document: bytes) -> None:
+    """Hears of a refusal and forgets it."""
 
 
 def is_too_busy(start: Message) -> bool:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from serve_app.errors import TooBusy
 
-HELD_S = 0.5  # half a second of a queue that is seconds long: the device does not run dry of it
+HELD_S = 1.0  # no Retry-After is shorter, so nobody who minds it meets a refusal of before
 MOST_CLIENTS = 4096
 
 
@@ -51,10 +51,6 @@ class HeldRefusals:
         self._held.pop(key, None)
         if len(self._held) < MOST_CLIENTS and (refusal := too_busy(document)) is not None:
             self._held[key] = Held(refusal, self._clock() + HELD_S)
-
-    def release(self, key: bytes) -> None:
-        """Forgets the refusal of a client that has got in."""
-        self._held.pop(key, None)
 
     def _forget(self) -> None:
         now = self._clock()

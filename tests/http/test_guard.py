@@ -197,6 +197,34 @@ class TestHeldRefusals:
             assert post(address, PHOTO, **{"X-API-Key": "another client"}).status_code == 200
             assert requests.get(f"{address}/v1/styles", timeout=60).status_code == 200
 
+    def test_it_holds_where_the_application_waits_for_the_client_to_go_as_serve_does(self) -> None:
+        app = Refusing()
+        with guarded(app) as address:
+            assert [post(address).status_code for _ in range(3)] == [429] * 3
+        assert app.calls == 1
+
+    def test_a_refusal_of_another_kind_is_asked_for_again(self) -> None:
+        app = Refusing(b'{"code": "store-full", "detail": "no room"}')
+        with guarded(app) as address:
+            assert [post(address).status_code for _ in range(3)] == [429] * 3
+        assert app.calls == 3
+
+
+class Refusing:
+    """Answers 429 with a problem document, and returns when the client has its answer."""
+
+    def __init__(self, document: bytes = b'{"code": "too-busy", "detail": "full", "retry_after_s": 3}') -> None:
+        self.calls = 0
+        self._document = document
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        self.calls += 1
+        headers = [(b"content-type", b"application/problem+json"), (b"retry-after", b"3")]
+        await send({"type": "http.response.start", "status": 429, "headers": headers})
+        await send({"type": "http.response.body", "body": self._document})
+        while (await receive())["type"] != "http.disconnect":
+            pass
+
 
 class TestHeaders:
     def test_headers_end_at_64_kib(self) -> None:

@@ -35,13 +35,6 @@ def test_refusal_is_repeated_word_for_word_for_a_moment_to_its_client_alone() ->
     refusals.check(ALICE)
 
 
-def test_client_that_has_got_in_may_send_the_next_at_once() -> None:
-    refusals = HeldRefusals(Clock())
-    refusals.hold(ALICE, document(FULL))
-    refusals.release(ALICE)
-    refusals.check(ALICE)
-
-
 def test_refusals_of_other_kinds_do_not_hold() -> None:
     refusals = HeldRefusals(Clock())
     refusals.hold(ALICE, document(Lost("gone")))
