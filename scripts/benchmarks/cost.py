@@ -112,7 +112,8 @@ def measure_refusals(url: str, server: psutil.Process, idle: dict[str, float], s
     refused = load["statuses"].get("429", 0)
     if refused < 0.9 * load["sent"]:
         raise SystemExit(f"too few requests were refused: {load['statuses']}")
-    return sum(1000 * (used[kind] - idle[kind] * lasted) for kind in used if kind != STYLIZER) / refused
+    beside_s = sum(used[kind] - idle[kind] * lasted for kind in used if kind != STYLIZER)
+    return 1000 * beside_s / int(refused)
 
 
 def spread(values: list[float]) -> str:

@@ -83,7 +83,7 @@ def test_invented_address_of_a_client_is_not_believed(tmp_path: Path) -> None:
     config = tmp_path / "config.yaml"
     limits = {"queue_time_s": 0.001, "queue_least_pictures": 5, "timeout_s": 250, "trusted_proxies": []}
     address = changed_config(LOCAL_CONFIG, config, Ingress={"user_config": limits})
-    photo = photo_bytes(1000, 1000, "JPEG")
+    photo = photo_bytes(600, 600, "JPEG")
 
     def paint(number: int) -> requests.Response:
         headers = {"X-Forwarded-For": f"203.0.113.{number}"}

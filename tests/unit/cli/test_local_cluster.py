@@ -79,7 +79,7 @@ def test_config_is_read_once_and_deployed_as_it_was_read(
         config.write_text("not: a config")  # a second read would see this
 
     monkeypatch.setattr("ray.init", start_ray)
-    monkeypatch.setattr(local_cluster, "RAY_ENVIRONMENT", {})
+    monkeypatch.setattr(local_cluster, "ray_environment", lambda dashboard: {})
     monkeypatch.setattr(local_cluster, "deploy", deployed.append)
     monkeypatch.setattr(local_cluster, "wait_until_ready", lambda address: None)
     local_cluster.start(config, tmp_path)
