@@ -27,6 +27,7 @@ logger = logging.getLogger(__name__)
 # oneDNN caches the code that it compiles for each layer, strip height and size: by default 1,024 pieces, which took
 # 100 MB after 30 sizes. With 64 pieces, no image took longer, down to a side of 64 pixels.
 PRIMITIVE_CACHE_CAPACITY = "64"
+LEAST_PIXELS_A_THREAD = 64 * 64  # of a batch: another thread for fewer saves no time, and costs half as much CPU again
 WARM_UP_SIDE = 64  # pixels: enough to load every kernel and to touch every layer's memory, in milliseconds
 
 Outcomes = list[Frame | Exception]
@@ -168,7 +169,9 @@ class Stylist:
 
     def _paint_slot(self, slot: Slot, style: str, frames: Sequence[Frame]) -> Outcomes:
         try:
-            torch.set_num_threads(slot.threads)  # for this thread and for new ones, so it is set each time
+            pixels = sum(frame.shape[0] * frame.shape[1] for frame in frames)
+            threads = min(slot.threads, max(pixels // LEAST_PIXELS_A_THREAD, 1))
+            torch.set_num_threads(threads)  # for this thread and for new ones, so it is set each time
             outcomes = self._paint_batch(style, frames, slot.rows)
             for at, outcome in enumerate(outcomes):
                 if isinstance(outcome, OutOfMemory) and slot.threads < self.slots.threads:

@@ -22,7 +22,8 @@ from ray.serve.context import _get_global_client
 from ray.serve.schema import ServeDeploySchema
 
 from serve_app.cli.config_lint import load_config
-from serve_app.deployments.proxy import CALLBACK, CALLBACK_VARIABLE, CONFIG_VARIABLE
+from serve_app.cli.local_cluster.environment import ray_environment
+from serve_app.deployments.proxy import CONFIG_VARIABLE
 from serve_app.errors import AnimeganError, SettingsError
 from serve_app.settings import IngressSettings, load_settings
 from serve_app.web.keys import load_keys
@@ -31,11 +32,6 @@ POLL_S = 0.5
 READY_TIMEOUT_S = 300
 SERVE_NAMESPACE = "serve"  # the namespace that `serve run` uses
 WATCH_S = 2.0  # between two looks at Ray's own processes
-RAY_ENVIRONMENT = {
-    CALLBACK_VARIABLE: CALLBACK,
-    "RAY_ROTATION_MAX_BYTES": "1000000",  # of each of Ray's two dozen logs, and one older part of each
-    "RAY_ROTATION_BACKUP_COUNT": "1",
-}
 
 
 class StartError(AnimeganError):
@@ -95,7 +91,7 @@ def start(config: Path, ray_folder: Path, dashboard: bool = False) -> None:
     print(f"starting {config} ...", flush=True)
     if "RAY_ADDRESS" not in os.environ:  # by itself Ray would join whatever cluster ran last here, alive or not
         os.environ[CONFIG_VARIABLE] = str(config.resolve())  # for the guard in the proxy
-        for name, value in RAY_ENVIRONMENT.items():
+        for name, value in ray_environment(dashboard).items():
             os.environ.setdefault(name, value)
         context = ray.init(
             "local",

@@ -1,5 +1,6 @@
 """How the serving process ends when a start fails, without a Ray."""
 
+import re
 import socket
 import subprocess
 from pathlib import Path
@@ -9,8 +10,10 @@ import pytest
 import yaml
 from ray.serve.schema import ServeDeploySchema
 from service import LOCAL_CONFIG, changed_config
+from shared import ROOT
 
 from serve_app.cli.local_cluster import service as local_cluster
+from serve_app.cli.local_cluster.environment import PERIODS, WITHOUT_DASHBOARD, ray_environment
 from serve_app.cli.local_cluster.service import RayDied, watch
 from serve_app.errors import SettingsError
 
@@ -93,3 +96,16 @@ def test_key_file_that_is_missing_is_named_before_anything_starts(config: Path, 
     config.write_text(yaml.safe_dump(document))
     with pytest.raises(SettingsError, match=r"Ingress\.user_config\.keys: .*nowhere"):
         local_cluster.start(config, tmp_path)
+
+
+def test_variables_that_ray_is_started_with_are_documented_with_their_values() -> None:
+    rows = [line for line in (ROOT / "docs" / "cluster.md").read_text().splitlines() if line.startswith("| `")]
+    for name, value in (PERIODS | WITHOUT_DASHBOARD).items():
+        (row,) = [row for row in rows if f"`{name}`" in row.split("|")[1]]
+        assert value in re.findall(r"[a-z]+|\d+", row.split("|")[2])
+
+
+def test_tasks_are_listed_for_the_dashboard() -> None:
+    assert (
+        ray_environment(dashboard=False).items() - ray_environment(dashboard=True).items() == WITHOUT_DASHBOARD.items()
+    )

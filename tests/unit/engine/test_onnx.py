@@ -74,7 +74,7 @@ def test_file_that_paints_differently_is_not_written(folder: Path, monkeypatch: 
 
     from serve_app.engine.onnx import export_onnx
 
-    shape = ["batch", 3, "height", "width"]
+    shape: list[str | int | None] = ["batch", 3, "height", "width"]
     photo, painting = (helper.make_tensor_value_info(name, TensorProto.FLOAT, shape) for name in ("photo", "painting"))
     copy = helper.make_graph([helper.make_node("Identity", ["photo"], ["painting"])], "copy", [photo], [painting])
     model = helper.make_model(copy, opset_imports=[helper.make_opsetid("", 18)], ir_version=10)

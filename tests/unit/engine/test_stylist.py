@@ -158,7 +158,14 @@ def test_threads_of_the_host_are_all_cores_where_nothing_confines_a_process(monk
 def test_stylist_takes_the_number_of_threads_that_is_set(seeded_style: InstalledStyle, stylist: Stylist) -> None:
     for threads in (2, 1):
         other = Stylist({"seeded": seeded_style}, Settings(device="cpu", threads=threads))
-        assert [each for _, each in runs_of(other, plain_frames(1))] == [threads]
+        assert [each for _, each in runs_of(other, [frame_of(96, 96, 1)])] == [threads]
+
+
+def test_small_image_is_painted_on_fewer_threads(seeded_style: InstalledStyle, stylist: Stylist) -> None:
+    wide = Stylist({"seeded": seeded_style}, Settings(device="cpu", threads=5))
+    for side, threads in ((16, 1), (64, 1), (96, 2), (128, 4), (160, 5)):
+        assert [each for _, each in runs_of(wide, [frame_of(side, side, 1)])] == [threads]
+    wide.close()
 
 
 @pytest.mark.parametrize("total", [16 * 2**30, 141 * 2**30])
@@ -254,8 +261,9 @@ def runs_of(stylist: Stylist, frames: Sequence[Frame], together: int = 1) -> lis
 
 
 @pytest.fixture
-def wide_stylist(seeded_style: InstalledStyle, stylist: Stylist) -> Iterator[Stylist]:
-    """Returns one with five threads; the fixture `stylist` restores torch's own number."""
+def wide_stylist(seeded_style: InstalledStyle, stylist: Stylist, monkeypatch: pytest.MonkeyPatch) -> Iterator[Stylist]:
+    """Returns one with five threads, for small images too; the fixture `stylist` restores torch's own number."""
+    monkeypatch.setattr("serve_app.engine.stylist.LEAST_PIXELS_A_THREAD", 1)
     wide = Stylist({"seeded": seeded_style}, Settings(device="cpu", threads=5))
     yield wide
     wide.close()
