@@ -98,23 +98,29 @@ def test_ray_is_imported_at_the_top_only_and_torch_in_the_engine_only(module: st
     assert "torch" not in tops or (folder(module) == "engine" and module not in WITHOUT_TORCH)
 
 
+IMPORT_ALL = """
+import importlib, sys
+banned, *modules = sys.argv[1:]
+for module in modules:
+    importlib.import_module(module)
+    if found := set(banned.split()) & set(sys.modules):
+        sys.exit(f"{module} imports {found}")
+"""
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    "module",
-    sorted(name for name in MODULES if name != "painter" and (folder(name) != "engine" or name in WITHOUT_TORCH)),
-)
-def test_importing_a_module_loads_no_torch(module: str) -> None:
+@pytest.mark.parametrize("with_ray", [False, True])
+def test_importing_a_module_loads_no_torch(with_ray: bool) -> None:
     """The limits hold at run time too, through the imports of third parties."""
-    if module.endswith("__main__"):
-        pytest.skip("runs the service when it is imported")
-    allowed = "ray" if folder(module) in WITH_RAY else None
-    name = f"serve_app.{module}".rstrip(".")
-    code = (
-        f"import sys, {name}\n"
-        f"found = {{'torch', 'ray'}} & set(sys.modules) - {{{allowed!r}}}\n"
-        "sys.exit(f'imports {found}' if found else 0)"
-    )
-    outcome = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    modules = [
+        f"serve_app.{name}".rstrip(".")
+        for name in sorted(MODULES)
+        if name != "painter" and (folder(name) != "engine" or name in WITHOUT_TORCH)
+        if (folder(name) in WITH_RAY) is with_ray and not name.endswith("__main__")  # which runs the service
+    ]
+    assert len(modules) > 5
+    banned = "torch" if with_ray else "torch ray"
+    outcome = subprocess.run([sys.executable, "-c", IMPORT_ALL, banned, *modules], capture_output=True, text=True)
     assert outcome.returncode == 0, outcome.stderr
 
 
