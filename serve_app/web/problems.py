@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Iterable, Mapping
+from http import HTTPStatus
 from typing import Any
 
 from fastapi import Request
@@ -48,10 +49,11 @@ async def answer_http_error(request: Request, error: Exception) -> Response:
     """Answers a refusal of the framework: an unknown path, or a method that a path does not support."""
     assert isinstance(error, HTTPException)
     document = {"type": "about:blank", "title": error.detail, "status": error.status_code}
-    document |= {
-        "code": error.detail.lower().replace(" ", "-"),
-        "detail": f"{request.method} {request.url.path}: {error.detail}.",
-    }
+    path, allowed = request.url.path, (error.headers or {}).get("Allow", "")
+    detail = f"There is nothing at {path}; the API is described at /docs."
+    if error.status_code != HTTPStatus.NOT_FOUND:
+        detail = f"{path} does not take {request.method}" + (f"; it takes {allowed}." if allowed else ".")
+    document |= {"code": error.detail.lower().replace(" ", "-"), "detail": detail}
     return JSONResponse(document, error.status_code, error.headers, PROBLEM)
 
 

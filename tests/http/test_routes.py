@@ -264,8 +264,12 @@ def test_a_fault_of_ours_shows_no_trace_of_itself() -> None:
 
 
 def test_unknown_path_and_method_are_problems_too() -> None:
-    assert_problem(client().get("/v1/nothing"), 404, "not-found", "GET /v1/nothing: Not Found.")
-    assert_problem(client().get("/v1/stylize"), 405, "method-not-allowed", "GET /v1/stylize: Method Not Allowed.")
+    assert_problem(
+        client().get("/v1/nothing"), 404, "not-found", "There is nothing at /v1/nothing; the API is described at /docs."
+    )
+    assert_problem(
+        client().get("/v1/stylize"), 405, "method-not-allowed", "/v1/stylize does not take GET; it takes POST."
+    )
 
 
 def test_readiness_follows_the_pipeline_and_liveness_does_not() -> None:
