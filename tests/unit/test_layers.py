@@ -20,6 +20,7 @@ MAY_IMPORT = {  # a folder, or a module that lies in none; each may also import 
     "images": BASE,
     "styles": BASE,
     "queueing": BASE,
+    "jobs": BASE,
     "engine": BASE | {"styles"},
     "web": BASE | {"images", "queueing", "styles"},
     "painter": BASE | {"engine", "images", "styles"},
