@@ -20,7 +20,7 @@ from typing import Any, Literal, Protocol
 import fsspec
 
 from serve_app.errors import Gone, SettingsError, StoreFull, StoreUnavailable
-from serve_app.jobs.database import RETRY_AFTER_S, data_dir
+from serve_app.jobs.database import RETRY_AFTER_S, data_dir, make_private_folder
 from serve_app.settings import JobsSettings
 
 logger = logging.getLogger(__name__)
@@ -33,6 +33,9 @@ S3_OPTIONS = {
     "use_listings_cache": False,
     "config_kwargs": {"connect_timeout": 5, "read_timeout": 20, "retries": {"max_attempts": 3}},
 }
+
+
+Kind = Literal["photos", "paintings"]
 
 
 class BlobStore(Protocol):
@@ -60,7 +63,7 @@ class BlobStore(Protocol):
         """Bytes that are free on its disk, or None where that means nothing."""
 
 
-def blob_name(kind: Literal["photos", "paintings"], data: bytes) -> str:
+def blob_name(kind: Kind, data: bytes) -> str:
     """Returns a new name for a content."""
     digest = hashlib.sha256(data).hexdigest()
     return f"{kind}/{digest[:2]}/{digest}-{secrets.token_hex(8)}"
@@ -100,13 +103,14 @@ class LocalBlobs:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        make_private_folder(folder)
 
     def put(self, name: str, data: bytes) -> None:
         """Writes a temporary file, syncs it, and renames it."""
         path = self.folder / name
         with clear_errors():
-            self._make_folder(path.parent)
+            for folder in make_private_folder(path.parent):
+                sync_folder(folder.parent)
             temporary = temporary_of(path)
             try:
                 write_synced(temporary, data)
@@ -154,12 +158,6 @@ class LocalBlobs:
         """Asks the file system."""
         with clear_errors():
             return shutil.disk_usage(self.folder).free
-
-    def _make_folder(self, folder: Path) -> None:
-        if not folder.is_dir():
-            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-            sync_folder(folder.parent)
-            sync_folder(folder.parent.parent)
 
 
 def temporary_of(path: Path) -> Path:

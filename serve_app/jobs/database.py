@@ -151,6 +151,14 @@ def data_dir(settings: JobsSettings) -> Path:
     return Path(named).expanduser() if named else platformdirs.user_data_path("animegan", appauthor=False)
 
 
+def make_private_folder(folder: Path) -> list[Path]:
+    """Makes a folder and those above it, for this user only, where they are missing; returns those that it made."""
+    made = [] if folder.is_dir() else [*make_private_folder(folder.parent), folder]
+    if made:
+        folder.mkdir(mode=0o700, exist_ok=True)
+    return made
+
+
 def create_private_file(path: Path) -> None:
     """Makes a file and its folder, readable by this user only, unless they exist.
 
@@ -158,7 +166,7 @@ def create_private_file(path: Path) -> None:
         SettingsError: if that cannot be done.
     """
     try:
-        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        make_private_folder(path.parent)
         os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
     except OSError as error:
         raise SettingsError(f"jobs.database_url: {path} cannot be written ({error.strerror})") from None

@@ -93,7 +93,7 @@ def evict(connection: Connection, client: str | None, bytes_needed: int) -> bool
     )
     for column, order, let_go in stages:
         found = select(jobs.c.number, blobs.c.bytes).join(blobs, blobs.c.name == column)
-        oldest = found.where(IS_FINISHED, order.is_not(None), *mine).order_by(order).limit(BATCH)
+        oldest = found.where(IS_FINISHED, order.is_not(None), *mine).order_by(order, jobs.c.number).limit(BATCH)
         victims, freed = [], 0
         for number, size in connection.execute(oldest):
             if freed < bytes_needed:

@@ -193,6 +193,11 @@ class JobQueue:
         ids = {ended: tuple(row.id for row in rows if row.status == ended) for ended in (Status.QUEUED, Status.FAILED)}
         return Reaped(ids[Status.QUEUED], ids[Status.FAILED])
 
+    def unfinished(self) -> int:
+        """Returns the number of jobs that wait or run."""
+        with self._database.read() as connection:
+            return connection.execute(select(func.count()).select_from(jobs).where(IS_UNFINISHED)).scalar_one()
+
     def _change(self, statement: Update) -> Job | None:
         with self._database.write() as connection:
             row = connection.execute(statement.returning(jobs)).mappings().one_or_none()

@@ -7,15 +7,31 @@ from dataclasses import dataclass
 
 from serve_app.errors import RequestError, StoreFull
 from serve_app.jobs import expiry, ledger
-from serve_app.jobs.blobs import BlobStore
+from serve_app.jobs.blobs import BlobStore, Kind
 from serve_app.jobs.database import Database
 from serve_app.settings import JobsSettings
 
 logger = logging.getLogger(__name__)
 
 DELETED_AT_A_TIME = 200
+PHOTOGRAPHS_PART = 0.9  # of the bounds: a store that is full of waiting photographs can still take paintings
 EVICTIONS = 50  # rounds for one reservation, while others take what was freed
 RETRY_AFTER_S = 60
+
+
+@dataclass(frozen=True)
+class Bounds:
+    """Bounds of bytes for one kind of picture.
+
+    Attributes:
+        most: of all pictures.
+        share: of those of one client.
+        min_free: of the disk, left free.
+    """
+
+    most: int
+    share: int
+    min_free: int
 
 
 @dataclass
@@ -40,12 +56,13 @@ class Storage:
         self._settings = settings
 
     @contextmanager
-    def stored(self, client: str, pictures: Mapping[str, bytes]) -> Iterator[Pending]:
+    def stored(self, client: str, pictures: Mapping[str, bytes], kind: Kind) -> Iterator[Pending]:
         """Stores pictures for a block of code in which jobs come to name them.
 
         Args:
             client: who is charged.
             pictures: contents by new names.
+            kind: of all of them; paintings may use room that photographs may not.
 
         Raises:
             StoreFull: if there is no room, and no finished job's picture that could go.
@@ -53,7 +70,7 @@ class Storage:
         """
         pending = Pending()
         if pictures:
-            self._reserve(client, {name: len(data) for name, data in pictures.items()})
+            self._reserve(client, {name: len(data) for name, data in pictures.items()}, self._bounds(kind))
         try:
             for name, data in pictures.items():
                 self._blobs.put(name, data)
@@ -112,28 +129,33 @@ class Storage:
         except RequestError:
             logger.warning("%d pictures that were not kept are left for a sweep", len(names))
 
-    def _reserve(self, client: str, sizes: Mapping[str, int]) -> None:
-        most = self._settings.max_stored_bytes
-        share = int(most * self._settings.client_share)
+    def _bounds(self, kind: Kind) -> Bounds:
+        settings = self._settings
+        part = PHOTOGRAPHS_PART if kind == "photos" else 1.0
+        most = int(settings.max_stored_bytes * part)
+        min_free = settings.min_free_bytes if kind == "photos" else settings.min_free_bytes // 2
+        return Bounds(most, int(most * settings.client_share), min_free)
+
+    def _reserve(self, client: str, sizes: Mapping[str, int], bounds: Bounds) -> None:
         wanted = sum(sizes.values())
         for _ in range(EVICTIONS):
             try:
-                self._check_disk(wanted)
+                self._check_disk(wanted, bounds.min_free)
                 with self._database.write() as connection:
-                    ledger.reserve(connection, client, sizes, most, share)
+                    ledger.reserve(connection, client, sizes, bounds.most, bounds.share)
                 return
             except ledger.NoRoom as shortage:
                 owner, excess = shortage.client, shortage.excess_bytes
             with self._database.write() as connection:
-                has_evicted = wanted <= share and expiry.evict(connection, owner, excess)
+                has_evicted = wanted <= bounds.share and expiry.evict(connection, owner, excess)
             if not self.delete_unused() and not has_evicted:
                 break
         whose = "The store of jobs is" if owner is None else "Your share of the store of jobs is"
-        limit = most if owner is None else share
+        limit = bounds.most if owner is None else bounds.share
         detail = f"{whose} full of pictures that wait. Try again later, or remove jobs."
         raise StoreFull(detail, limit, limit + excess, "bytes", retry_after_s=RETRY_AFTER_S)
 
-    def _check_disk(self, wanted: int) -> None:
+    def _check_disk(self, wanted: int, min_free: int) -> None:
         free = self._blobs.free_bytes()
-        if free is not None and free - wanted < self._settings.min_free_bytes:
-            raise ledger.NoRoom(None, self._settings.min_free_bytes + wanted - free)
+        if free is not None and free - wanted < min_free:
+            raise ledger.NoRoom(None, min_free + wanted - free)

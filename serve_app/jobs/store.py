@@ -73,7 +73,7 @@ class JobStore:
             Entry(job.request, source=job.source) if job.photo is None else Entry(job.request, photo=next(names))
             for job in new
         ]
-        with self._storage.stored(client, photos) as pending:
+        with self._storage.stored(client, photos, "photos") as pending:
             submission = self.queue.submit(client, entries, key_digest, payload_digest)
             pending.is_kept = submission.is_new
         return submission
@@ -128,7 +128,7 @@ class JobStore:
             StoreFull: if there is no room for the painting, and nothing that could go.
         """
         name = blob_name("paintings", painting.data)
-        with self._storage.stored(lease.job.client, {name: painting.data}) as pending:
+        with self._storage.stored(lease.job.client, {name: painting.data}, "paintings") as pending:
             pending.is_kept = self.queue.finish(lease, name, painting.media_type, painting.receipt)
         return pending.is_kept
 
