@@ -10,7 +10,7 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 
-from benchmarks import batching, engines, painting, profiling, scaling, service, soak
+from benchmarks import batching, engines, jobs, painting, profiling, scaling, service, soak
 from benchmarks.paths import RESULTS, RUNS, SAMPLE_PHOTOGRAPH, SCRATCH
 
 Run = Callable[[argparse.Namespace], None]
@@ -78,6 +78,7 @@ def add_service_commands(commands: Commands) -> None:
     service.add_arguments(commands.add("service", service.run))
     scaling.add_arguments(commands.add("scaling", scaling.run))
     soak.add_arguments(commands.add("soak", soak.run))
+    jobs.add_arguments(commands.add("jobs", jobs.run))
 
 
 def main() -> None:

@@ -24,6 +24,9 @@ RESERVED_S = 60  # from the reservation of a blob until a job must name it
 UNUSED = (blobs.c.refs == literal(0, literal_execute=True),)  # a literal, for the partial index
 
 
+INSERT_BLOB = insert(blobs).values(refs=0, delete_after=now_ms() + 1000 * RESERVED_S)
+
+
 class NoRoom(Exception):
     """A reservation that would pass a limit.
 
@@ -60,15 +63,8 @@ def reserve(connection: Connection, client: str, sizes: Mapping[str, int], most:
         if connection.execute(added.values(bytes=usage.c.bytes + wanted)).rowcount == 0:
             used = connection.execute(select(usage.c.bytes).where(usage.c.client == name)).scalar_one()
             raise NoRoom(None if name == EVERYBODY else client, used + wanted - limit)
-    for name, size in sizes.items():
-        values = {
-            "name": name,
-            "bytes": size,
-            "client": client,
-            "refs": 0,
-            "delete_after": now_ms() + 1000 * RESERVED_S,
-        }
-        connection.execute(insert(blobs).values(values))
+    values = [{"name": name, "bytes": size, "client": client} for name, size in sizes.items()]
+    connection.execute(INSERT_BLOB, values)
 
 
 def keep(connection: Connection, name: str) -> None:

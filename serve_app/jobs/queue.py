@@ -51,6 +51,23 @@ class Entry:
     source: str | None = None
 
 
+@dataclass(frozen=True)
+class Waiting:
+    """The queue as one client sees it.
+
+    Attributes:
+        total: jobs that wait.
+        own: those of the client.
+        head_turn: the turn at the head of the queue, or 0.
+        last_turn: the turn of the client's last job, or 0.
+    """
+
+    total: int
+    own: int
+    head_turn: int
+    last_turn: int
+
+
 class JobQueue:
     """The rows of unfinished jobs. Thread-safe.
 
@@ -64,6 +81,7 @@ class JobQueue:
     def __init__(self, database: Database, settings: JobsSettings) -> None:
         self._database = database
         self._settings = settings
+        self._lately_waiting = 0
 
     def submitted(self, key_digest: str, payload_digest: str) -> Submission | None:
         """Returns the jobs that an idempotency key has made, or None.
@@ -91,8 +109,9 @@ class JobQueue:
                 earlier = self._submitted(connection, key_digest, payload_digest)
                 if earlier:
                     return earlier
-            self._check_room(connection, client, len(entries))
-            turn = next_turn(connection, client)
+            waiting = waiting_jobs(connection, client)
+            self._check_room(waiting, len(entries))
+            turn = 1 + max(waiting.head_turn, waiting.last_turn)
             made = []
             for part, entry in enumerate(entries):
                 keys = {"key_digest": key_digest, "payload_digest": payload_digest, "part": part}
@@ -101,13 +120,14 @@ class JobQueue:
             return Submission(tuple(made), is_new=True)
 
     def check_room(self, client: str, count: int) -> None:
-        """Refuses early what `submit` would refuse.
+        """Refuses early what `submit` would refuse. It looks only if the queue was half full lately.
 
         Raises:
             TooBusy: if the queue, or the client's share of it, is full.
         """
-        with self._database.read() as connection:
-            self._check_room(connection, client, count)
+        if self._lately_waiting + count > self._settings.max_queued / 2:
+            with self._database.read() as connection:
+                self._check_room(waiting_jobs(connection, client), count)
 
     def claim(self) -> Lease | None:
         """Takes the job whose turn it is, or returns None if no job waits."""
@@ -210,12 +230,10 @@ class JobQueue:
             raise KeyReused("This Idempotency-Key came with another photograph or other options. Use a new one.")
         return Submission(tuple(map(to_job, rows)), is_new=False) if rows else None
 
-    def _check_room(self, connection: Connection, client: str, count: int) -> None:
+    def _check_room(self, waiting: Waiting, count: int) -> None:
         limit, share = self._settings.max_queued, self._settings.client_share
-        total, own = (
-            connection.execute(select(func.count()).select_from(jobs).where(QUEUED, *mine)).scalar_one()
-            for mine in ((), (jobs.c.client == client,))
-        )
+        total, own = waiting.total, waiting.own
+        self._lately_waiting = total
         if total + count > limit:
             detail = f"{total} pictures are waiting, and there is room for {limit}. Try again later."
             raise TooBusy(detail, limit, total + count, retry_after_s=RETRY_AFTER_S, position=total)
@@ -261,11 +279,13 @@ def head_turn() -> ColumnElement[int]:
     return func.coalesce(turn, 0)
 
 
-def next_turn(connection: Connection, client: str) -> int:
-    """Returns the turn of a client's next job."""
-    head = select(func.min(jobs.c.turn)).where(QUEUED)
-    own = select(func.max(jobs.c.turn)).where(QUEUED, jobs.c.client == client)
-    return 1 + max(connection.execute(turn).scalar() or 0 for turn in (head, own))
+def waiting_jobs(connection: Connection, client: str) -> Waiting:
+    """Looks at the queue."""
+    everybody = select(func.count(), func.coalesce(func.min(jobs.c.turn), 0)).select_from(jobs).where(QUEUED)
+    mine = select(func.count(), func.coalesce(func.max(jobs.c.turn), 0)).select_from(jobs).where(QUEUED)
+    total, head_turn = connection.execute(everybody).one()
+    own, last_turn = connection.execute(mine.where(jobs.c.client == client)).one()
+    return Waiting(total, own, head_turn, last_turn)
 
 
 def keep_photo(connection: Connection, entry: Entry) -> str:
@@ -287,12 +307,11 @@ def keep_photo(connection: Connection, entry: Entry) -> str:
     return name
 
 
+# Made once: SQLAlchemy takes longer to put a statement together than SQLite to run it.
+INSERT_JOB = insert(jobs).values(status=status(Status.QUEUED), attempt=0, created_at=now_ms()).returning(jobs)
+
+
 def insert_job(connection: Connection, values: dict[str, Any]) -> Job:
     """Inserts a job that waits."""
-    fixed = {
-        "id": secrets.token_urlsafe(ID_BYTES),
-        "status": status(Status.QUEUED),
-        "attempt": 0,
-        "created_at": now_ms(),
-    }
-    return to_job(connection.execute(insert(jobs).values(**fixed, **values).returning(jobs)).mappings().one())
+    row = connection.execute(INSERT_JOB, {"id": secrets.token_urlsafe(ID_BYTES), **values})
+    return to_job(row.mappings().one())

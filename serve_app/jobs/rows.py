@@ -1,7 +1,7 @@
 """Rows of the table to jobs, and what is kept as JSON.
 
 What is read back may have been written by older or newer code: unknown members are left out, and missing ones have
-their defaults.
+their defaults. So a new field of a request or a receipt needs a default.
 """
 
 from dataclasses import asdict, fields

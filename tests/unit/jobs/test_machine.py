@@ -206,18 +206,9 @@ class StoreMachine(RuleBasedStateMachine):
 
     @rule()
     def clock_is_set_back(self) -> None:
+        self.reap()  # else some of the overdue leases would end in the future again
         self.bench.pass_time(-10_000)
-        self.reap_nothing()
-
-    def reap_nothing(self) -> None:
-        """Leases of the future, overdue ones too, end one lease from now."""
-        reaped = self.bench.store.queue.reap()
-        assert not {*reaped.queued, *reaped.failed} - self.overdue
-        for ids, status in ((reaped.queued, Status.QUEUED), (reaped.failed, Status.FAILED)):
-            for job_id in ids:
-                self.status[job_id] = status
-                del self.holder[job_id]
-        self.overdue = set()
+        self.bench.store.sweep()  # which finds times that lie too far ahead
 
     @rule()
     def sweep(self) -> None:
@@ -251,7 +242,7 @@ def test_store_agrees_with_its_model(kind: str, request: pytest.FixtureRequest) 
     run_state_machine_as_test(
         Machine,
         settings=settings(
-            max_examples=25 if kind == "sqlite" else 6,
+            max_examples=15 if kind == "sqlite" else 5,
             stateful_step_count=30,
             deadline=None,
             suppress_health_check=list(HealthCheck),
