@@ -196,13 +196,12 @@ class StoreMachine(RuleBasedStateMachine):
 
     @rule()
     def a_day_passes(self) -> None:
+        finished = [job_id for job_id, status in self.status.items() if not status.is_unfinished]
         self.bench.pass_time(90_000)
         self.overdue |= set(self.holder)
         self.reap()
         self.bench.store.sweep()
-        for job_id, status in self.status.items():
-            if not status.is_unfinished:
-                self.status[job_id] = Status.EXPIRED
+        self.status |= dict.fromkeys(finished, Status.EXPIRED)
 
     @rule()
     def clock_is_set_back(self) -> None:
