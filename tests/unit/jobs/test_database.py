@@ -205,6 +205,17 @@ def test_postgresql_that_stops_and_comes_back_is_told_clearly_and_loses_nothing(
     bench.close()
 
 
+def test_postgresql_that_was_restarted_between_two_calls_is_not_noticed(
+    tmp_path: Path, postgres: PostgresServer
+) -> None:
+    bench = Bench(make_settings(tmp_path, postgres.new_database()))
+    job = bench.submit()
+    postgres.stop()
+    postgres.start()
+    assert bench.store.get(job.id).status is Status.QUEUED
+    bench.close()
+
+
 def test_nothing_is_logged_of_a_password(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
