@@ -281,11 +281,11 @@ def head_turn() -> ColumnElement[int]:
 
 def waiting_jobs(connection: Connection, client: str) -> Waiting:
     """Looks at the queue."""
-    everybody = select(func.count(), func.coalesce(func.min(jobs.c.turn), 0)).select_from(jobs).where(QUEUED)
+    everybody = select(func.count(), head_turn()).select_from(jobs).where(QUEUED)
     mine = select(func.count(), func.coalesce(func.max(jobs.c.turn), 0)).select_from(jobs).where(QUEUED)
-    total, head_turn = connection.execute(everybody).one()
+    total, first_turn = connection.execute(everybody).one()
     own, last_turn = connection.execute(mine.where(jobs.c.client == client)).one()
-    return Waiting(total, own, head_turn, last_turn)
+    return Waiting(total, own, first_turn, last_turn)
 
 
 def keep_photo(connection: Connection, entry: Entry) -> str:
