@@ -2,7 +2,7 @@
 
 `Settings` is the application's `args`: it shapes the graph and the engine, and changing it rebuilds them. Each of the
 `user_config`s belongs to one deployment, and may change while the service runs. `GuardSettings` is a block of its own,
-which Serve's HTTP proxies read when they start.
+which Serve's HTTP proxies read when they start, and `JobsSettings` another, read by every process that handles jobs.
 """
 
 import difflib
@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from ipaddress import IPv4Network, IPv6Network
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
+from urllib.parse import urlsplit
 
 from pydantic import (
     BaseModel,
@@ -22,6 +23,7 @@ from pydantic import (
     PositiveFloat,
     PositiveInt,
     ValidationError,
+    field_validator,
 )
 from pydantic_core import PydanticCustomError
 
@@ -174,6 +176,63 @@ class GuardSettings(StrictModel):
     min_bytes_per_s: PositiveFloat = 4096
     rate_window_s: PositiveFloat = 20
     allowed_hosts: tuple[HostName, ...] | None = None
+
+
+class JobsSettings(StrictModel):
+    """The block `jobs` of a config file: pictures that are painted later, and where they are kept.
+
+    Attributes:
+        enabled: whether there are jobs at all.
+        data_dir: folder of the database and of the pictures; default `ANIMEGAN_DATA_DIR`, else the user's data folder.
+        database_url: default: SQLite in `data_dir`. For a cluster `postgresql+psycopg://user@host/name`; its password
+            comes from the environment (`PGPASSWORD`, `PGPASSFILE`), and a URL that holds one is refused.
+        blobs_url: where photographs and paintings lie; default: a folder in `data_dir`. For a cluster
+        `s3://bucket/folder`;
+            its secrets come from the environment (`AWS_ACCESS_KEY_ID` and so on).
+        keep_for_s: how long a finished job is kept. keep_photos_for_s: how long the photograph of a finished job is
+        kept; never longer than the job. forget_after_s: how long the id of an expired or erased job is remembered, and
+        answered with 410. max_stored_bytes: of all photographs and paintings. Beyond it finished jobs expire early,
+        oldest first. Photographs
+            fill nine tenths of it at most, so that there is room for paintings.
+        min_free_bytes: that photographs leave free on the disk of a local blob store; paintings leave half of it.
+        max_queued: jobs that wait, of all clients.
+        client_share: of the stored bytes and of the queue, that one client alone may fill.
+        lease_s: after which a job whose worker went silent is given to another; workers renew at a third of it.
+        max_attempts: times that a job is started before it fails.
+    """
+
+    enabled: bool = False
+    data_dir: Path | None = None
+    database_url: str | None = None
+    blobs_url: str | None = None
+    keep_for_s: PositiveFloat = 86_400
+    keep_photos_for_s: NonNegativeFloat = 3600
+    forget_after_s: NonNegativeFloat = 604_800
+    max_stored_bytes: Annotated[ByteSize, Field(gt=0)] = ByteSize(10_240 * MIB)
+    min_free_bytes: Annotated[ByteSize, Field(ge=0)] = ByteSize(512 * MIB)
+    max_queued: PositiveInt = 10_000
+    client_share: float = Field(default=0.8, gt=0, le=1)
+    lease_s: PositiveFloat = 30
+    max_attempts: PositiveInt = 3
+
+    @field_validator("database_url", "blobs_url")
+    @classmethod
+    def _has_no_password(cls, url: str | None) -> str | None:
+        # Settings are shown by Ray's dashboard and in `ps`, and may be logged.
+        if url is not None and re.search(r"[?&](password|secret|key|token)=", url):
+            raise ValueError("secrets come from the environment, not from the URL")
+        if url is not None and "://" in url and urlsplit(url).password is not None:
+            raise ValueError("the password comes from the environment, not from the URL")
+        return url
+
+    @field_validator("database_url")
+    @classmethod
+    def _is_a_known_database(cls, url: str | None) -> str | None:
+        if url is not None and not re.match(r"sqlite:///.|postgresql\+psycopg://", url):
+            raise ValueError("should begin with sqlite:/// and a path, or with postgresql+psycopg://")
+        if url is not None and url.removeprefix("sqlite:///").startswith(":memory:"):
+            raise ValueError("several processes share the database, so it cannot be in memory")
+        return url
 
 
 Model = TypeVar("Model", bound=StrictModel)

@@ -8,6 +8,7 @@ from serve_app.errors import SettingsError
 from serve_app.settings import (
     CodecSettings,
     IngressSettings,
+    JobsSettings,
     Settings,
     StrictModel,
     StylizerSettings,
@@ -82,7 +83,7 @@ def test_styles_dir_becomes_a_path() -> None:
     assert load_settings(Settings, {"styles_dir": "/srv/styles"}, "args").styles_dir == Path("/srv/styles")
 
 
-@pytest.mark.parametrize("model", [Settings, IngressSettings, CodecSettings, StylizerSettings])
+@pytest.mark.parametrize("model", [Settings, IngressSettings, CodecSettings, StylizerSettings, JobsSettings])
 def test_settings_are_complete_without_any_key_and_cannot_be_changed(model: type[StrictModel]) -> None:
     settings = load_settings(model, {}, "args")
     with pytest.raises(ValidationError, match="Instance is frozen"):
