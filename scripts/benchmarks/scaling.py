@@ -48,12 +48,11 @@ LOAD = "load"  # the load generator
 
 def application(replicas: int, paint_s: float) -> Any:
     """Returns the application of `serve_app.app.build`, with local.yaml's deployments and Stylizers that sleep."""
-    import ray
     from ray import serve
 
     from serve_app.deployments.codec import Codec
     from serve_app.deployments.ingress import Ingress
-    from serve_app.deployments.steps import Decoded, Painted
+    from serve_app.deployments.steps import Decoded, Painted, fetch_async, hand_over
     from serve_app.frames import Frame
     from serve_app.queueing.batching import Batcher, SerialDevice
     from serve_app.settings import Settings
@@ -63,8 +62,8 @@ def application(replicas: int, paint_s: float) -> Any:
             self.batcher: Batcher[str, Frame, Frame] = Batcher(SerialDevice(self._paint), 1)
 
         async def paint(self, decoded: Decoded, style: str, expires_s: float | None = None) -> Painted:
-            done = await self.batcher.submit(style, await decoded.frame)
-            return Painted(ray.put(done.result), 1000 * done.ran_s)
+            done = await self.batcher.submit(style, await fetch_async(decoded.frame))
+            return Painted(hand_over(done.result), 1000 * done.ran_s)
 
         async def _paint(self, style: str, frames: list[Frame]) -> list[Frame | Exception]:
             await asyncio.sleep(paint_s * len(frames))

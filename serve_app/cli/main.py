@@ -3,11 +3,12 @@
 import argparse
 import io
 import os
+import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from serve_app.errors import AnimeganError, StyleError
 from serve_app.styles.catalogue import (
@@ -169,11 +170,18 @@ def import_style(options: argparse.Namespace) -> int:
             credit=options.credit,
         )
     except ValidationError as error:
-        raise StyleError("; ".join(f"--{e['loc'][0]}: {e['msg']}" for e in error.errors())) from None
+        raise StyleError("; ".join(f"--{e['loc'][0]}: {in_words(e)}" for e in error.errors())) from None
     if not options.force and (style.name in find_installed() or style_path(style.name).exists()):
         raise StyleError(f"a style {style.name} is installed already; --force replaces it")
     install(read_checkpoint(read_bounded(options.file), options.file.name), style)
     return 0
+
+
+def in_words(error: Mapping[str, Any]) -> str:
+    """Returns what is wrong with an option; pydantic would show the pattern of a name."""
+    if error["type"] == "string_pattern_mismatch":
+        return "lower case letters, digits, - and _, up to 64, the first a letter or digit"
+    return str(error["msg"])
 
 
 def make_key(options: argparse.Namespace) -> int:
@@ -192,6 +200,8 @@ def read_bounded(path: Path) -> bytes:
     Raises:
         StyleError: if it cannot be read or is too large.
     """
+    if re.match(r"[a-z]\w+:/", str(path), re.I):
+        raise StyleError(f"{path} is an address; download the file and import that")
     try:
         with path.open("rb") as file:
             data = file.read(MAX_CHECKPOINT_BYTES + 1)
@@ -228,4 +238,4 @@ def install(weights: "Weights", style: Style) -> None:
     from serve_app.engine.fidelity import with_psnr
 
     save_style(weights, with_psnr(weights, style), style_path(style.name))
-    print(f"{style.name} is installed ({style.licence}); restart the service to paint with it")
+    print(f"{style.name} is installed (licence: {style.licence}); restart the service to paint with it")

@@ -6,12 +6,11 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
-import ray
 from numpy.typing import NDArray
 from ray import serve
 from ray.exceptions import RayError
 
-from serve_app.deployments.steps import Decoded, Encoded, Painted, frame_lost
+from serve_app.deployments.steps import Decoded, Encoded, Painted, fetch, frame_lost, hand_over
 from serve_app.errors import RequestError
 from serve_app.frames import DecodedImage, ImageFormat, StylizeRequest
 from serve_app.images.encode import encode
@@ -60,10 +59,10 @@ class Codec:
 
 
 def stored(image: DecodedImage, began: float) -> Decoded:
-    """Puts a decoded image into the object store, for the replica that paints it."""
+    """Hands a decoded image over to the replica that paints it."""
     return Decoded(
-        ray.put(image.frame),
-        None if image.alpha is None else ray.put(image.alpha),
+        hand_over(image.frame),
+        None if image.alpha is None else hand_over(image.alpha),
         image.original,
         image.size,
         elapsed_ms(began),
@@ -71,13 +70,13 @@ def stored(image: DecodedImage, began: float) -> Decoded:
 
 
 def encoded(painted: Painted, decoded: Decoded, format: ImageFormat, quality: int | None) -> Encoded | RequestError:
-    """Encodes a painting that lies in the object store."""
+    """Encodes a painting."""
     began = time.perf_counter()
     try:
-        alpha = None if decoded.alpha is None else ray.get(decoded.alpha)
-        frame = ray.get(painted.frame)
+        alpha = None if decoded.alpha is None else fetch(decoded.alpha)
+        frame = fetch(painted.frame)
     except RayError:
-        return frame_lost()
+        return frame_lost("painted")
     return Encoded(encode(frame, alpha, format, quality), elapsed_ms(began))
 
 

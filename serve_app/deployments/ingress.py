@@ -161,8 +161,12 @@ class Ingress:
             except (RayError, RayServeException, Lost) as error:
                 if not is_lost(error):
                     raise
+                reason = str(error).partition("\n")[0][:200]
                 logger.warning(
-                    "a replica was lost with a picture on it, attempt %d (%s)", attempt, type(error).__name__
+                    "attempt %d at a picture was lost with what worked on it (%s: %s)",
+                    attempt,
+                    type(error).__name__,
+                    reason,
                 )
         raise Lost(
             "The processes that worked on the picture were lost, several times; try again later.",

@@ -16,7 +16,7 @@ from ray.serve.metrics import Gauge, Histogram
 
 from serve_app.deployments import metrics
 from serve_app.deployments.autoscaling import WorkReport
-from serve_app.deployments.steps import Decoded, Painted, frame_lost
+from serve_app.deployments.steps import Decoded, Painted, fetch_async, frame_lost, hand_over
 from serve_app.engine.slots import Slot
 from serve_app.errors import RequestError, UnknownStyle
 from serve_app.frames import Frame, Size
@@ -65,14 +65,14 @@ class Stylizer:
         if style not in self.stylist.styles:  # on another node than the Ingress, a file may be missing or damaged
             return UnknownStyle(f"The style {style!r} cannot be painted here: its file is missing or damaged.")
         try:
-            frame: Frame = await decoded.frame
+            frame: Frame = await fetch_async(decoded.frame)
         except RayError:
-            return frame_lost()
+            return frame_lost("decoded")
         try:
             done = await self.batcher.submit((style, decoded.painted), frame, decoded.painted.pixels, expires_s)
         except RequestError as refusal:
             return refusal
-        return Painted(ray.put(done.result), 1000 * done.ran_s)
+        return Painted(hand_over(done.result), 1000 * done.ran_s)
 
     def reserve(self, key: Key, same_key: int, waiting: int, room: int) -> Slot | None:
         """Reserves memory and threads for the next batch; see `queueing.batching.Device`."""

@@ -25,7 +25,7 @@ from torch import Tensor
 from serve_app.engine.generator import Generator
 from serve_app.errors import StyleError
 from serve_app.styles.catalogue import InstalledStyle, Style, read_file
-from serve_app.styles.formats import identify, identify_by_name
+from serve_app.styles.formats import damaged_member, identify, identify_by_name
 from serve_app.styles.integrity import DIGEST, generator_shapes, name_differences, parse, verify, with_sorted_header
 from serve_app.styles.text import printable
 
@@ -68,6 +68,8 @@ def unpack(data: bytes, name: str) -> Any:
     try:
         if data[8:9] == b"{":  # safetensors: eight bytes of header length, then JSON
             return load_verified(data, name)
+        if data.startswith(b"PK") and (damaged := damaged_member(data)):
+            raise StyleError(f"{name} is damaged: {printable(damaged)} in it does not match its checksum.")
         return torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
     except SafetensorError as error:
         raise StyleError(f"{name} is truncated or damaged: {error}") from error

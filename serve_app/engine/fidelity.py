@@ -12,6 +12,7 @@ from serve_app.engine.checkpoints import Weights
 from serve_app.engine.generator import Generator
 from serve_app.engine.memory import strip_rows
 from serve_app.engine.streaming import StripGenerator
+from serve_app.errors import StyleError
 from serve_app.frames import Size
 from serve_app.styles.catalogue import Style
 
@@ -28,18 +29,25 @@ def measure_psnr(weights: Weights, style: Style) -> float:
     """Returns the PSNR of paintings in bf16 to those in float32: the lowest of several photographs, in dB.
 
     The convolutions in bf16 are emulated, so every machine measures the same.
+
+    Raises:
+        StyleError: if all that it paints is one colour.
     """
     generator = Generator(style.resize, style.eps)
     generator.load_state_dict({key: weight.detach().to("cpu", torch.float32) for key, weight in weights.items()})
     exact = StripGenerator(generator.eval(), style.resize)
     rounded = StripGenerator(generator, style.resize, torch.bfloat16, torch.bfloat16, is_emulated=True)
-    return round(min(compare(exact, rounded, frames) for frames in photographs()), 1)
+    pairs = [(paint(rounded, frames), paint(exact, frames)) for frames in photographs()]
+    if all(painted.min() == painted.max() for _, painted in pairs):
+        raise StyleError(
+            f"{style.name} paints every photograph in one colour: these are not the weights of a trained generator"
+        )
+    return round(min(psnr(*pair) for pair in pairs), 1)
 
 
-def compare(exact: StripGenerator, rounded: StripGenerator, frames: Tensor) -> float:
-    """Returns the PSNR of one generator's painting to the other's, in dB."""
-    rows = strip_rows(Size(*frames.shape[1:3]))
-    return psnr(rounded.paint(frames, rows), exact.paint(frames, rows))
+def paint(generator: StripGenerator, frames: Tensor) -> Tensor:
+    """Returns the painting of frames in the usual strips."""
+    return generator.paint(frames, strip_rows(Size(*frames.shape[1:3])))
 
 
 def psnr(painted: Tensor, reference: Tensor) -> float:

@@ -15,6 +15,7 @@ from serve_app.errors import BrokenImage, OutOfMemory, RequestError, TooManyPixe
 from serve_app.frames import DecodedImage, Frame, Plane, Size, StylizeRequest
 from serve_app.images import jpeg
 from serve_app.images.colour import to_srgb
+from serve_app.images.completeness import is_cut_off
 from serve_app.images.formats import open_as
 from serve_app.images.header import ImageHeader, read_header
 from serve_app.images.resize import painted_size, resize
@@ -94,7 +95,8 @@ def decode_opened(image: Image.Image, data: bytes, max_side: int, multiple: int)
     """
     stated = Size(image.height, image.width)
     try:
-        decoded = prepare(image, max_side, multiple)
+        with cut_off_told(data, str(image.format)):
+            decoded = prepare(image, max_side, multiple)
     except OSError as error:
         if image.format != "JPEG" or not is_truncation(error):
             raise
@@ -175,13 +177,31 @@ def open_image(data: bytes, header: ImageHeader, max_pixels: int) -> Image.Image
     if header.stored and header.format == "WEBP":  # opening it allocates its canvas
         refuse_large(header.stored, max_pixels)
     try:
-        image = open_as(data, header.format)
+        with cut_off_told(data, header.format):
+            image = open_as(data, header.format)
     except (MemoryError, RequestError):
         raise
     except Exception as error:
         raise broken(error) from error
     refuse_large(Size(image.height, image.width), max_pixels)
     return image
+
+
+@contextmanager
+def cut_off_told(data: bytes, format: str) -> Iterator[None]:
+    """Turns what a decoder raises in the block into a refusal if the file is cut off and the decoder may not say so.
+
+    Raises:
+        BrokenImage: then.
+    """
+    try:
+        yield
+    except (MemoryError, RequestError):
+        raise
+    except Exception as error:
+        if is_cut_off(data, format):
+            raise broken(EOFError("truncated")) from error
+        raise
 
 
 def broken(error: Exception) -> BrokenImage:
@@ -256,6 +276,8 @@ def to_colours(image: Image.Image) -> Image.Image:
         return with_margin(image)
     if image.mode in ("CMYK", "LAB"):
         return image
+    if image.format == "BMP" and image.mode == "RGBA" and image.getbbox(alpha_only=True) is None:
+        return image.convert("RGB")  # programs that do not know alpha leave it 0: then browsers show the colours
     if "transparency" in image.info or image.mode in ("PA", "RGBa"):
         return image.convert("RGBA")
     if image.mode == "La":

@@ -16,6 +16,8 @@ from serve_app.images.tiff import open_tiff
 pi_heif.register_heif_opener()
 
 HEIF_ITEM = re.compile(rb"infe(?:\x02\0\0.{3}|\x03\0\0.{5})\0\0(.{4})", re.DOTALL)  # its type, if not protected
+HEIF_ENTRY = re.compile(rb"infe(?:\x02\0\0.{5}|\x03\0\0.{7})", re.DOTALL)  # up to the type of an item
+NOT_ASCII = bytes(range(128)) + b"?" * 128
 UNREAD_CODECS = {
     b"av01": "AV1",
     b"avc1": "AVC",
@@ -27,6 +29,7 @@ UNREAD_CODECS = {
 BMP_HEADERS = {40, 52, 56, 64, 108, 124}
 BMP_BITS = {1, 2, 4, 8, 16, 24, 32, 64}
 BMP_COMPRESSIONS = {*range(7), 11, 12, 13}
+BMP_CONTAINERS = {4, 5}  # compressions: a JPEG or a PNG inside, which states the depth itself
 
 
 def open_as(data: bytes, format: str) -> Image.Image:
@@ -50,6 +53,8 @@ def open_as(data: bytes, format: str) -> Image.Image:
         raise UnsupportedFormat(
             f"This HEIF is coded as {codec}, which is not read here inside a HEIF; save it as JPEG, or as HEIC (HEVC)."
         )
+    if format == "HEIF":
+        data = with_ascii_items(data)
     try:
         return Image.open(io.BytesIO(data), formats=[format])
     except OSError as error:
@@ -66,12 +71,26 @@ def open_avif(data: bytes) -> Image.Image:
     if "icc_profile" in image.info:
         return image
     try:
-        nclx = pi_heif.open_heif(data).info.get("nclx_profile")
+        nclx = pi_heif.open_heif(with_ascii_items(data)).info.get("nclx_profile")
     except Exception:  # libheif is stricter than libavif: then the colours are not told, which means sRGB
         return image
     if nclx:
         image.info["code_points"] = still_points(nclx["color_primaries"], nclx["transfer_characteristics"])
     return image
+
+
+def with_ascii_items(data: bytes) -> bytes:
+    """Returns a HEIF or AVIF with ASCII alone in the types and names of its items; pi-heif crashes on invalid UTF-8."""
+    mended, done, checked = bytearray(), 0, 0
+    for found in HEIF_ENTRY.finditer(data):
+        begin = max(found.end(), checked)
+        end = found.start() - 4 + int.from_bytes(data[max(found.start() - 4, 0) : found.start()], "big")
+        text = data[begin:end]
+        checked = max(checked, end)
+        if not text.isascii():
+            mended += data[done:begin] + text.translate(NOT_ASCII)
+            done = len(mended)
+    return bytes(mended + data[done:]) if done else data
 
 
 def unread_codec(data: bytes) -> str | None:
@@ -86,4 +105,5 @@ def is_sound_bmp(data: bytes) -> bool:
         size, planes, bits, compression = struct.unpack_from("<L8xHHL", data, 14)
     except struct.error:
         return False
-    return size in BMP_HEADERS and planes == 1 and bits in BMP_BITS and compression in BMP_COMPRESSIONS
+    is_depth = bits in BMP_BITS or (bits == 0 and compression in BMP_CONTAINERS)
+    return size in BMP_HEADERS and planes == 1 and is_depth and compression in BMP_COMPRESSIONS

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 from serve_app.errors import BrokenImage, UnsupportedFormat
 from serve_app.frames import Size
+from serve_app.images.others import name_kind
 from serve_app.images.raw import refuse_raw
 
 READABLE = "JPEG, PNG, WebP, AVIF, HEIC, GIF, BMP and TIFF"
@@ -93,9 +94,13 @@ def sniff(data: bytes) -> str:
     for signature, name in SIGNATURES.items():
         if data.startswith(signature):
             return name
-    raise UnsupportedFormat(
-        f"By its first bytes the upload is not a picture in a format that is read here: {READABLE}."
-    )
+    raise unsupported(data)
+
+
+def unsupported(data: bytes) -> UnsupportedFormat:
+    """Returns the refusal of a file of another format; it names the kind where that can be told."""
+    kind = name_kind(data) or "no picture that is known here"
+    return UnsupportedFormat(f"The upload is {kind}. Send it as one of these: {READABLE}.")
 
 
 def jpeg_size(data: bytes) -> Size | None:
@@ -185,25 +190,29 @@ def heif_size(data: bytes) -> Size | None:
     """Returns the largest size among all images in the file: a grid's, not that of its tiles or its thumbnail."""
     start, end = 0, len(data)
     for wanted, skipped in ((b"meta", 4), (b"iprp", 0), (b"ipco", 0)):  # each in the one before
-        start, end = next(((a + skipped, b) for kind, a, b in boxes(data, start, end) if kind == wanted), (end, end))
+        start, end = next(
+            ((a + skipped, min(b, end)) for kind, a, b in boxes(data, start, end) if kind == wanted), (end, end)
+        )
     sizes = [struct.unpack_from(">II", data, a + 4) for kind, a, _ in boxes(data, start, end) if kind == b"ispe"]
     return max((Size(height, width) for width, height in sizes), key=lambda size: size.pixels, default=None)
 
 
 def boxes(data: bytes, start: int, end: int) -> Iterator[tuple[bytes, int, int]]:
-    """Yields the kind of each box in a range of the file, and where its content starts and ends."""
+    """Yields the kind of each box in a range of the file, and where its content starts and ends, as the box says."""
     for _ in range(MAX_STEPS):
         if start + 8 > end:
             return
         size, kind = struct.unpack_from(">I4s", data, start)
         content = start + 8
         if size == 1:  # the size follows, in 64 bits
+            if content + 8 > end:
+                return
             (size,) = struct.unpack_from(">Q", data, content)
             content += 8
         stop = start + size if size else end
         if stop < content:
             return
-        yield kind, content, min(stop, end)
+        yield kind, content, stop
         start = stop
     raise BeyondReach
 

@@ -19,6 +19,7 @@ FILLERS = (b"", b"\xff\0" * 64, NOISE, b"".join(RESTARTS), b"".join(RESTARTS[4:]
 STRIP_ROWS = 64  # compared at a time: Pillow copies what it hands out
 
 SOF, SOF_DCT, SOF_PROGRESSIVE = {*range(0xC0, 0xD0)} - {0xC4, 0xC8, 0xCC}, {0xC0, 0xC1, 0xC2, 0xC9, 0xCA}, {0xC2, 0xCA}
+SOF_LS = {0xF7, 0xF9}  # JPEG-LS: ITU-T T.87, and its extensions, T.870
 SOS = 0xDA
 ALONE = {0x01, *range(0xD0, 0xDA)}  # markers without a length
 NEXT_MARKER = re.compile(rb"\xff[^\x00\xff\xd0-\xd7]")
@@ -55,7 +56,7 @@ def segments(data: bytes) -> Iterator[Segment]:
 
 def unread_kind(data: bytes) -> str | None:
     """Returns what kind of JPEG the file is, in words, if it is sound but not read here; else None."""
-    frame = next((segment for segment in segments(data) if segment.marker in SOF), None)
+    frame = next((segment for segment in segments(data) if segment.marker in SOF | SOF_LS), None)
     if frame is None or len(frame.content) < 6:
         return None
     bits, channels = frame.content[0], frame.content[5]
@@ -63,6 +64,8 @@ def unread_kind(data: bytes) -> str | None:
         if bits == 12:
             return "a JPEG in 12 bits"
         return f"a JPEG of {channels} channels" if bits == 8 and channels in (2, *range(5, 11)) else None
+    if frame.marker in SOF_LS:
+        return "a JPEG-LS" if 2 <= bits <= 16 else None
     return "a lossless or hierarchical JPEG" if 2 <= bits <= 16 else None
 
 

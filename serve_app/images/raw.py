@@ -14,6 +14,7 @@ SIGNATURES = (
     b"IIU\0",  # Panasonic RW2, Leica RWL
     b"\0MRM",  # Minolta MRW
     b"FOVb",  # Sigma X3F
+    b"IIII", b"MMMM",  # Phase One IIQ
     b"II\x1a\0\0\0HEAPCCDR",  # Canon CRW
 )  # fmt: skip
 INNER_SIGNATURES = (b"CR\x02", b"IIII", b"MMMM")  # at byte 8 of a TIFF: Canon CR2, Phase One IIQ

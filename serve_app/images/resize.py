@@ -15,9 +15,10 @@ def painted_size(original: Size, max_side: int, multiple: int) -> Size:
     scale = min(1.0, max_side / original.longer_side)
     painted = Size(*(max(1, round(side * scale)) // multiple * multiple for side in original))
     if min(painted) < MIN_SIDE:
+        remedy = "Crop it, or ask for a larger max_side" if min(original) >= MIN_SIDE else "Send it larger"
         raise TooSmall(
             f"The picture is {original} pixels and would be painted at {painted}; each painted side needs at least "
-            f"{MIN_SIDE} pixels.",
+            f"{MIN_SIDE} pixels. {remedy}.",
             MIN_SIDE,
             min(painted),
             "pixels",

@@ -10,14 +10,14 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import ExifTags, Image, UnidentifiedImageError
+from PIL import ExifTags, Image, ImagePalette, UnidentifiedImageError
 
 from serve_app.errors import BrokenImage, UnsupportedFormat
 from serve_app.frames import Size
 from serve_app.images import tiff_directory as tags
 from serve_app.images.raw import RAW_FILE
 from serve_app.images.samples import ForeignImage, to_bytes, white_of
-from serve_app.images.tiff_directory import Directory, read_directories
+from serve_app.images.tiff_directory import Directory, read_directories, starting_at
 from serve_app.images.tiff_samples import read_samples
 
 WHITE_IS_ZERO, BLACK_IS_ZERO, RGB, CMYK, CIELAB, ICCLAB = 0, 1, 2, 5, 8, 9
@@ -31,11 +31,13 @@ COMPRESSION_NAMES = {
     33003: "JPEG 2000", 33005: "JPEG 2000", 34661: "JBIG", 34676: "SGI LogLuv", 34677: "SGI LogLuv",
     34712: "JPEG 2000", 34887: "LERC", 34933: "PNG", 34934: "JPEG XR", WEBP: "WebP", 50002: "JPEG XL", 52546: "JPEG XL",
 }  # fmt: skip
+LOSSLESSLY = "with LZW, Deflate or no compression"
 UNSIGNED, SIGNED, FLOAT, UNDEFINED = 1, 2, 3, 4
 INTEGER_BITS = {*range(1, 17), 32}
 FLOAT_BITS = {16, 32, 64}
 ASSOCIATED, UNASSOCIATED = 1, 2  # kinds of alpha
 MAX_SAMPLES = 1024
+MAX_PALETTE = 3 * 256
 
 
 class Layout(NamedTuple):
@@ -84,7 +86,7 @@ class Layout(NamedTuple):
 
 
 def open_tiff(data: bytes) -> Image.Image:
-    """Opens a TIFF; its pixels are decoded later. Of many pictures, the first that is not a preview is taken.
+    """Opens a TIFF; its pixels are decoded later. Of many pictures, the first that is no preview and no mask is taken.
 
     Raises:
         UnsupportedFormat: if it is a camera's raw file, or of a kind that is not read here.
@@ -95,21 +97,30 @@ def open_tiff(data: bytes) -> Image.Image:
         raise BrokenImage("The picture is damaged: it has no readable directory. Save it again and send the new file.")
     if any(directory.is_raw for directory in chain + inner):
         raise UnsupportedFormat(RAW_FILE)
-    page = next((i for i, directory in enumerate(chain) if not directory.is_reduced), None)
-    if page is None and not all(directory.is_reduced for directory in inner):
+    page = next((i for i, directory in enumerate(chain) if not directory.is_aside), None)
+    if page is None and not all(directory.is_aside for directory in inner):
         raise UnsupportedFormat(
-            "The first picture of this TIFF is only a preview, and the others lie where they are not read here; save "
-            "it with one picture."
+            "The first picture of this TIFF is only a preview or a mask, and the others lie where they are not read "
+            "here; save it with one picture."
         )
-    layout = layout_of(chain[page or 0])
+    directory = chain[page or 0]
+    layout = layout_of(directory)
     if is_foreign(layout):
-        return foreign_image(chain[page or 0], layout)
+        return foreign_image(directory, layout)
+    file = starting_at(data, chain[page - 1].following) if page else io.BytesIO(data)
     try:
-        image = Image.open(io.BytesIO(data), formats=["TIFF"])
+        image = Image.open(file, formats=["TIFF"])
     except UnidentifiedImageError:
-        return foreign_image(chain[page or 0], layout)
-    image.seek(page or 0)
+        return foreign_image(directory, layout)
+    if image.mode in ("P", "PA") and (colours := shallow_palette(directory)) is not None:
+        image.palette = ImagePalette.raw("RGB;L", colours)
     return image
+
+
+def shallow_palette(directory: Directory) -> bytes | None:
+    """Returns the colour map (all reds, greens, then blues) if it is of 8 bits, as old programs wrote it."""
+    colours = directory.numbers(tags.COLOR_MAP, MAX_PALETTE)
+    return bytes(colours) if colours and max(colours) <= 255 else None
 
 
 def layout_of(directory: Directory) -> Layout:
@@ -144,6 +155,8 @@ def is_foreign(layout: Layout) -> bool:
     """Returns whether Pillow would open the picture, and err."""
     if max(layout.bits) > 8 or layout.sample_format != UNSIGNED or layout.compression == WEBP:
         return True
+    if layout.planar and layout.photometric == CIELAB:
+        return True
     more_than_colours = layout.extras or COLOURS.get(layout.photometric) == 1
     return layout.planar and bool(more_than_colours) and layout.compression in COMPRESSIONS
 
@@ -155,9 +168,7 @@ def foreign_image(directory: Directory, layout: Layout) -> ForeignImage:
         UnsupportedFormat: if it is of a kind that is not read here either.
     """
     if (kind := unread_kind(layout)) is not None:
-        raise UnsupportedFormat(
-            f"This TIFF holds {kind}, which is not read here; save it as RGB or grey in 8 or 16 bits."
-        )
+        raise UnsupportedFormat(f"This TIFF holds {kind}, which is not read here; save it {remedy(layout)}.")
     info: dict[Any, Any] = {}
     if profile := directory.content(tags.PROFILE):
         info["icc_profile"] = profile
@@ -183,7 +194,7 @@ def unread_kind(layout: Layout) -> str | None:
     if len(layout.bits) < COLOURS[layout.photometric] or len(set(layout.bits)) > 1:
         return f"samples of {', '.join(map(str, layout.bits))} bits"
     if layout.sample_format not in (UNSIGNED, FLOAT, UNDEFINED):
-        return "negative numbers" if layout.sample_format == SIGNED else "complex numbers"
+        return "signed numbers" if layout.sample_format == SIGNED else "complex numbers"
     if bits not in (FLOAT_BITS if layout.sample_format == FLOAT else INTEGER_BITS):
         return f"samples of {bits} bits"
     if COLOURS[layout.photometric] == 1 and len(layout.extras) > 1:
@@ -193,6 +204,18 @@ def unread_kind(layout: Layout) -> str | None:
     if layout.mode == "LAB" and (layout.sample_format == FLOAT or bits not in (8, 16)):
         return f"Lab in {bits} bits"
     return None
+
+
+def remedy(layout: Layout) -> str:
+    """Returns how to save a picture of an unread kind so that it is read."""
+    if layout.compression not in COMPRESSIONS:
+        plain = layout._replace(compression=1)
+        return LOSSLESSLY if unread_kind(plain) is None else f"{remedy(plain)}, {LOSSLESSLY}"
+    if not layout.is_flat:
+        return "as a flat picture"
+    if layout.sample_format == SIGNED:
+        return "with unsigned numbers, as RGB or grey in 8 or 16 bits"
+    return "as RGB or grey in 8 or 16 bits"
 
 
 def decode(directory: Directory, layout: Layout) -> NDArray[np.uint8]:

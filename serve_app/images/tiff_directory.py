@@ -6,14 +6,19 @@ They are read in a bounded number of steps, however the file is made.
 import struct
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import BinaryIO, NamedTuple
 
 import numpy as np
 
-NEW_SUBFILE_TYPE, WIDTH, HEIGHT, BITS, COMPRESSION, PHOTOMETRIC, FILL_ORDER = 254, 256, 257, 258, 259, 262, 266
-STRIP_OFFSETS, ORIENTATION, SAMPLES, ROWS_PER_STRIP, STRIP_COUNTS, PLANAR = 273, 274, 277, 278, 279, 284
-PREDICTOR, TILE_WIDTH, TILE_LENGTH, TILE_OFFSETS, TILE_COUNTS, SUB_IFDS = 317, 322, 323, 324, 325, 330
-EXTRA_SAMPLES, SAMPLE_FORMAT, DEPTH, PROFILE = 338, 339, 32997, 34675
+from serve_app.images.parts import joined
+
+NEW_SUBFILE_TYPE, OLD_SUBFILE_TYPE, WIDTH, HEIGHT, BITS, COMPRESSION, PHOTOMETRIC = 254, 255, 256, 257, 258, 259, 262
+FILL_ORDER, STRIP_OFFSETS, ORIENTATION, SAMPLES, ROWS_PER_STRIP, STRIP_COUNTS = 266, 273, 274, 277, 278, 279
+PLANAR, PREDICTOR, COLOR_MAP, TILE_WIDTH, TILE_LENGTH, TILE_OFFSETS, TILE_COUNTS = 284, 317, 320, 322, 323, 324, 325
+SUB_IFDS, EXTRA_SAMPLES, SAMPLE_FORMAT, DEPTH, PROFILE = 330, 338, 339, 32997, 34675
+
+REDUCED, MASK = 1, 4  # bits of NewSubfileType; the photometric of a mask is 4 as well
+OLD_REDUCED = 2
 
 RAW_TAGS = {33421, 33422, 50706, 50752}  # CFARepeatPatternDim, CFAPattern, DNGVersion, slices of CR2
 RAW_PHOTOMETRICS = {32803, 34892}  # colour filter array, linear raw
@@ -76,9 +81,13 @@ class Directory:
         return self.data[place.begin : place.begin + place.length] if place and place.kind == "u1" else b""
 
     @property
-    def is_reduced(self) -> bool:
-        """Whether it is a smaller version of another picture in the file."""
-        return bool(self.first(NEW_SUBFILE_TYPE, 0) & 1)
+    def is_aside(self) -> bool:
+        """Whether it is a smaller version of another picture in the file, or a mask."""
+        return (
+            bool(self.first(NEW_SUBFILE_TYPE, 0) & (REDUCED | MASK))
+            or self.first(OLD_SUBFILE_TYPE, 0) == OLD_REDUCED
+            or self.first(PHOTOMETRIC, 0) == MASK
+        )
 
     @property
     def is_raw(self) -> bool:
@@ -101,6 +110,14 @@ def read_directories(data: bytes) -> tuple[list[Directory], list[Directory]]:
         if len(inner) < MAX_DIRECTORIES:
             inner += read_chain(data, order, is_big, offset)
     return chain, inner
+
+
+def starting_at(data: bytes, offset: int) -> BinaryIO:
+    """Returns a file that is the same TIFF but for its first directory, which is the one at `offset`."""
+    order = "<" if data[:1] == b"I" else ">"
+    is_big = 43 in data[2:4]
+    header = data[:8] + struct.pack(order + "Q", offset) if is_big else data[:4] + struct.pack(order + "L", offset)
+    return joined(header, memoryview(data)[len(header) :])
 
 
 def read_chain(data: bytes, order: str, is_big: bool, offset: int) -> Iterator[Directory]:

@@ -20,6 +20,7 @@ from serve_app.images.tiff_directory import Directory
 
 SHORT, LONG = 3, 4
 HORIZONTAL, FLOATING = 2, 3  # predictors
+PREDICTING = {5, 8, 32946, 34925, 50000}  # LZW, Deflate, LZMA, Zstandard: with others, as in libtiff, it means nothing
 WHOLE_BITS = (8, 16, 32, 64)
 MAX_TILE = 1024  # the longer side of a tile that is larger than its picture: its bytes are not foretold
 
@@ -91,7 +92,8 @@ def read_plane(
 ) -> NDArray[Any]:
     """Returns the samples of some strips or tiles that make up a whole picture, (H, W, C)."""
     rows = decompress(directory, grid, size, channels * bits, pieces)
-    predictor = directory.first(tags.PREDICTOR, 1)
+    predicts = directory.first(tags.COMPRESSION, 1) in PREDICTING
+    predictor = directory.first(tags.PREDICTOR, 1) if predicts else 1
     if bits not in WHOLE_BITS:
         if predictor != 1:
             raise OSError("differences of samples that share bytes")

@@ -42,6 +42,7 @@ SIGNATURES: list[tuple[int, bytes, str]] = [  # offset, the bytes there, what th
     (8, b"WEBP", PICTURE),
     (0, b"%PDF", "a PDF document"),
 ]
+PIECE_BYTES = 2**20  # of a file in a zip that is read at a time
 TABLE_END = bytes.fromhex("57fb808b247547db")  # the end of a LevelDB table, such as TensorFlow's .index files
 CONTROL = re.compile(rb"[\x00-\x08\x0e-\x1a\x1c-\x1f\x7f]")  # bytes that no text has
 WEB_PAGE_START = re.compile(rb"(<!--.*?-->\s*|<\?xml[^>]*>\s*)*<(!doctype\s+html|html|head|body|title)\b", re.S | re.I)
@@ -91,6 +92,25 @@ def identify_zip(data: bytes) -> str | None:
     if "model.weights.h5" in names:
         return KERAS
     return NUMPY if names and all(name.endswith(".npy") for name in names) else ZIP
+
+
+def damaged_member(data: bytes) -> str | None:
+    """Returns the first file in a zip that does not match its checksum, which PyTorch does not look at; None if none.
+
+    Files whose checksum is 0 count as sound: PyTorch can be told to write none.
+
+    Raises:
+        Exception: if the zip is damaged or is none.
+    """
+    with zipfile.ZipFile(io.BytesIO(data)) as archive:
+        for member in archive.infolist():
+            try:
+                with archive.open(member) as file:
+                    while member.CRC and file.read(PIECE_BYTES):
+                        pass
+            except zipfile.BadZipFile:
+                return member.filename
+    return None
 
 
 def identify_text(beginning: bytes) -> str | None:

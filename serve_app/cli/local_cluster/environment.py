@@ -11,7 +11,7 @@ LOGS = {
 }
 # Ray and Serve look after large clusters many times a second. For one machine seldomer will do.
 PERIODS = {
-    "RAY_SERVE_CONTROL_LOOP_INTERVAL_S": "1",  # from 0.1: replicas start and stop by so much later
+    "RAY_SERVE_CONTROL_LOOP_INTERVAL_S": "0.5",  # from 0.1: replicas start and stop by so much later
     "RAY_SERVE_METRICS_EXPORT_INTERVAL_MS": "5000",  # from 100; Ray itself reports them every 10 s
     "RAY_LOG_MONITOR_MANY_FILES_THRESHOLD": "0",  # so that new logs are looked for at the next interval,
     "LOG_NAME_UPDATE_INTERVAL_S": "2",  # not ten times a second

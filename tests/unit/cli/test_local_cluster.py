@@ -102,7 +102,7 @@ def test_variables_that_ray_is_started_with_are_documented_with_their_values() -
     rows = [line for line in (ROOT / "docs" / "cluster.md").read_text().splitlines() if line.startswith("| `")]
     for name, value in (PERIODS | WITHOUT_DASHBOARD).items():
         (row,) = [row for row in rows if f"`{name}`" in row.split("|")[1]]
-        assert value in re.findall(r"[a-z]+|\d+", row.split("|")[2])
+        assert value in re.findall(r"[a-z]+|[\d.]+", row.split("|")[2])
 
 
 def test_tasks_are_listed_for_the_dashboard() -> None:

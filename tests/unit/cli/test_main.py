@@ -6,7 +6,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import pytest
-from helpers import make_style
+import torch
+from helpers import make_style, torch_bytes
 from safetensors.torch import save_file
 from shared import ROOT
 from torch import Tensor
@@ -54,7 +55,7 @@ def test_import_keeps_the_given_description_of_the_style(
     style = read_installed(styles_dir / "mine.safetensors")
     assert (style.title, style.licence, style.credit) == ("My Style", "CC0", "me")
     assert style.source == "imported from downloaded.pt"
-    assert capsys.readouterr().out == "mine is installed (CC0); restart the service to paint with it\n"
+    assert capsys.readouterr().out == "mine is installed (licence: CC0); restart the service to paint with it\n"
 
 
 def test_import_measures_the_style_in_bf16_and_keeps_the_figure(
@@ -70,7 +71,29 @@ def test_import_refuses_a_bad_name(
     file: Path, styles_dir: Path, animegan: RunCommand, capsys: pytest.CaptureFixture[str], name: str
 ) -> None:
     assert animegan("styles", "import", file, f"--name={name}", "--resize", "align") == 1
-    assert capsys.readouterr().err.startswith("animegan: --name: String should match pattern")
+    assert capsys.readouterr().err.startswith("animegan: --name: lower case letters, digits, - and _")
+    assert list(styles_dir.iterdir()) == []
+
+
+def test_import_of_an_address_asks_for_the_file(
+    styles_dir: Path, animegan: RunCommand, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = ["styles", "import", "https://example.org/mine.pt", "--name", "mine", "--resize", "align"]
+    assert animegan(*command) == 1
+    assert capsys.readouterr().err.endswith("mine.pt is an address; download the file and import that\n")
+
+
+def test_import_refuses_weights_that_paint_nothing(
+    styles_dir: Path,
+    animegan: RunCommand,
+    capsys: pytest.CaptureFixture[str],
+    weights: Mapping[str, Tensor],
+    tmp_path: Path,
+) -> None:
+    path = tmp_path / "zeros.pt"
+    path.write_bytes(torch_bytes({key: torch.zeros_like(weight) for key, weight in weights.items()}))
+    assert animegan("styles", "import", path, "--name", "mine", "--resize", "align") == 1
+    assert "mine paints every photograph in one colour" in capsys.readouterr().err
     assert list(styles_dir.iterdir()) == []
 
 

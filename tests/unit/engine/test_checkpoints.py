@@ -1,5 +1,6 @@
 import os
 import pickle
+import re
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
@@ -276,6 +277,20 @@ def test_failed_save_keeps_the_style_that_was_there(
         save_style(weights, make_style(title="New"), path)
     assert read_installed(path).title == "Old"
     assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize("checksums", [True, False])
+def test_flipped_bit_in_a_checkpoint_of_pytorch_is_noticed(weights: Weights, checksums: bool) -> None:
+    torch.serialization.set_crc32_options(checksums)
+    try:
+        data = bytearray(torch_bytes(dict(weights)))
+    finally:
+        torch.serialization.set_crc32_options(True)
+    assert read_checkpoint(bytes(data), "odd.pt").keys() == weights.keys()
+    data[data.index(weights[LAST].numpy().tobytes())] ^= 1
+    if checksums:
+        said = refusal(bytes(data))
+        assert re.fullmatch(r"odd\.pt is damaged: \w+/data/\d+ in it does not match its checksum\.", said)
 
 
 def test_same_style_is_always_the_same_file(weights: Weights, tmp_path: Path) -> None:

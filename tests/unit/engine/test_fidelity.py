@@ -11,7 +11,7 @@ from torch import Tensor
 
 from serve_app.engine import fidelity
 from serve_app.engine.checkpoints import load_generator
-from serve_app.engine.fidelity import MOST_DB, compare, measure_psnr, photographs, psnr, with_psnr
+from serve_app.engine.fidelity import MOST_DB, measure_psnr, paint, photographs, psnr, with_psnr
 from serve_app.engine.precision import LEAST_PSNR_DB
 from serve_app.engine.streaming import StripGenerator
 from serve_app.styles.catalogue import InstalledStyle, read_installed, shipped_dir
@@ -59,8 +59,9 @@ def test_emulation_paints_as_bf16_does(toon: InstalledStyle) -> None:
     exact = StripGenerator(generator, toon.resize)
     real = StripGenerator(generator, toon.resize, BF16, BF16)
     emulated = StripGenerator(generator, toon.resize, BF16, BF16, is_emulated=True)
-    assert compare(real, emulated, frames) > compare(real, exact, frames) + 2
-    assert compare(emulated, exact, frames) == pytest.approx(compare(real, exact, frames), abs=0.5)
+    real_one, emulated_one, exact_one = (paint(each, frames) for each in (real, emulated, exact))
+    assert psnr(real_one, emulated_one) > psnr(real_one, exact_one) + 2
+    assert psnr(emulated_one, exact_one) == pytest.approx(psnr(real_one, exact_one), abs=0.5)
 
 
 def test_figure_is_that_of_the_photograph_with_the_largest_error(
@@ -68,7 +69,7 @@ def test_figure_is_that_of_the_photograph_with_the_largest_error(
 ) -> None:
     figures = iter([51.26, 48.04, 60.0])
     monkeypatch.setattr(fidelity, "photographs", lambda: [random_frames(8, 8)] * 3)
-    monkeypatch.setattr(fidelity, "compare", lambda *_: next(figures))
+    monkeypatch.setattr(fidelity, "psnr", lambda *_: next(figures))
     assert measure_psnr(weights_of(toon), toon) == 48.0
 
 

@@ -1,12 +1,18 @@
 """What Pillow's plugins do not do right: small frames of GIF, and sound files of kinds that are not read."""
 
 import struct
+import subprocess
+import sys
+import time
+from pathlib import Path
 
 import numpy as np
 import pytest
 from decoding import decoded, ramp, refusal, save
 from PIL import Image
-from shared import ROOT
+from shared import ROOT, SHARED, needs_shared
+
+from serve_app.images.formats import with_ascii_items
 
 DATA = ROOT / "tests" / "data"
 
@@ -76,6 +82,46 @@ def test_heif_that_is_cut_off_is_damaged() -> None:
     assert refusal((DATA / "heic_nclx_p3.heic").read_bytes()[:400]).code == "broken-image"
 
 
+MASKS = {
+    "BGRA": (0xFF0000, 0xFF00, 0xFF, 0xFF000000),
+    "RGBA": (0xFF, 0xFF00, 0xFF0000, 0xFF000000),
+    "ABGR": (0xFF000000, 0xFF0000, 0xFF00, 0xFF),
+}
+
+
+def bmp_with_alpha(
+    alpha: int | np.ndarray, order: str = "BGRA", header_bytes: int = 124, top_down: bool = False
+) -> bytes:
+    """A BMP of ramp() in 32 bits with a mask for alpha."""
+    colours = dict(zip("RGB", np.moveaxis(ramp(), -1, 0), strict=True))
+    height, width = ramp().shape[:2]
+    pixels = np.stack([colours.get(channel, np.broadcast_to(alpha, (height, width))) for channel in order], -1)
+    rows = pixels.astype(np.uint8)[:: 1 if top_down else -1].tobytes()
+    header = struct.pack(
+        "<IiiHHIIiiII", header_bytes, width, -height if top_down else height, 1, 32, 3, len(rows), *[0] * 4
+    )
+    header = (header + struct.pack("<4I", *MASKS[order])).ljust(header_bytes, b"\0")
+    return b"BM" + struct.pack("<IHHI", 14 + len(header) + len(rows), 0, 0, 14 + len(header)) + header + rows
+
+
+@pytest.mark.parametrize("top_down", [False, True])
+@pytest.mark.parametrize("header_bytes", [56, 108, 124])
+@pytest.mark.parametrize("order", MASKS)
+def test_alpha_of_a_bmp_that_is_0_everywhere_does_not_count(order: str, header_bytes: int, top_down: bool) -> None:
+    result = decoded(bmp_with_alpha(0, order, header_bytes, top_down))
+    assert result.alpha is None
+    assert np.array_equal(result.frame, ramp())
+
+
+@pytest.mark.parametrize("order", MASKS)
+def test_alpha_of_a_bmp_that_is_not_0_everywhere_counts(order: str) -> None:
+    alpha = np.zeros(ramp().shape[:2], np.uint8)
+    alpha[20, 30] = 1
+    result = decoded(bmp_with_alpha(alpha, order))
+    assert result.alpha is not None
+    assert np.array_equal(result.alpha, alpha)
+
+
 @pytest.mark.parametrize(("bits", "compression"), [(64, 0), (16, 3), (24, 4), (24, 5), (2, 0)])
 def test_rare_kind_of_bmp_is_sound_but_not_read(bits: int, compression: int) -> None:
     data = bytearray(save(Image.fromarray(ramp()), "BMP"))
@@ -83,7 +129,18 @@ def test_rare_kind_of_bmp_is_sound_but_not_read(bits: int, compression: int) -> 
     assert "rare kind of BMP" in str(refusal(bytes(data)))
 
 
-@pytest.mark.parametrize(("bits", "compression"), [(30_000, 0), (24, 77)])
+@pytest.mark.parametrize("header_bytes", [40, 108, 124])
+@pytest.mark.parametrize(("compression", "inside"), [(4, "JPEG"), (5, "PNG")])
+def test_bmp_that_holds_another_file_is_sound_but_not_read(compression: int, inside: str, header_bytes: int) -> None:
+    body = save(Image.fromarray(ramp()), inside)
+    header = struct.pack("<IiiHHIIiiII", header_bytes, 64, 48, 1, 0, compression, len(body), 0, 0, 0, 0)
+    start = struct.pack("<IHHI", 14 + header_bytes + len(body), 0, 0, 14 + header_bytes)
+    refused = refusal(b"BM" + start + header.ljust(header_bytes, b"\0") + body)
+    assert refused.code == "unsupported-format"
+    assert "rare kind of BMP" in str(refused)
+
+
+@pytest.mark.parametrize(("bits", "compression"), [(0, 0), (0, 3), (30_000, 0), (24, 77)])
 def test_bmp_of_impossible_depth_or_compression_is_damaged(bits: int, compression: int) -> None:
     data = bytearray(save(Image.fromarray(ramp()), "BMP"))
     struct.pack_into("<HI", data, 28, bits, compression)
@@ -95,3 +152,52 @@ def test_avif_whose_container_libheif_does_not_take_keeps_its_pixels() -> None:
     data = (DATA / "avif_nclx_bt709.avif").read_bytes()
     plain = decoded(data).frame
     assert np.array_equal(decoded(data.replace(b"nclx", b"????")).frame, plain)
+
+
+def infe(item: int, kind: bytes, name: bytes = b"") -> bytes:
+    content = b"\x02\0\0\0" + struct.pack(">HH", item, 0) + kind + name + b"\0"
+    return struct.pack(">I4s", 8 + len(content), b"infe") + content
+
+
+def test_items_of_a_heif_are_made_ascii_and_nothing_else_is() -> None:
+    before, pixels = infe(0xFFFE, b"hvc1", b"name"), b"\xff\xd8\xe2infe\xff"
+    broken = infe(0xFFFD, b"mime", b"\0application/\xe2df+xml") + infe(3, b"\xe2xif")
+    whole = infe(0xFFFD, b"mime", b"\0application/?df+xml") + infe(3, b"?xif")
+    assert with_ascii_items(pixels + before + broken + before + pixels) == pixels + before + whole + before + pixels
+    assert with_ascii_items(pixels + before) == pixels + before
+    endless = struct.pack(">I4s", 2**32 - 1, b"infe") + b"\x02" + bytes(7) + b"\xe2" * 9
+    assert len(with_ascii_items(endless * 1000)) == 1000 * len(endless)
+
+
+def test_hostile_items_are_not_read_again_and_again() -> None:
+    data = (b"\xff\xff\xff\xffinfe\x02" + b"a" * 7) * 100_000
+    began = time.thread_time()
+    with_ascii_items(data)
+    assert time.thread_time() - began < 2
+
+
+def size_in_another_process(data: bytes, format: str, tmp_path: Path) -> str:
+    """Opens a file in a process of its own, since pi-heif used to crash on it."""
+    path = tmp_path / "picture"
+    path.write_bytes(data)
+    opened = f"open_as(open({str(path)!r}, 'rb').read(), {format!r})"
+    script = f"from serve_app.images.formats import open_as; print({opened}.size)"
+    run = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True)
+    assert run.returncode == 0, run.returncode
+    return run.stdout.strip()
+
+
+def test_avif_whose_metadata_is_of_an_invalid_type_is_read(tmp_path: Path) -> None:
+    exif = Image.Exif()
+    exif[0x010F] = "a camera"
+    data = save(Image.fromarray(ramp()), "AVIF", exif=exif)
+    at = data.index(b"Exif", data.index(b"infe"))
+    assert size_in_another_process(data[:at] + b"\xe2" + data[at + 1 :], "AVIF", tmp_path) == "(64, 48)"
+
+
+@needs_shared
+@pytest.mark.parametrize("place", [b"Exif", b"application/rdf+xml"])
+def test_heic_whose_metadata_is_of_an_invalid_type_is_read(place: bytes, tmp_path: Path) -> None:
+    data = (SHARED / "photos" / "heic" / "empty_icc_1025x900.heic").read_bytes()
+    at = data.index(place, data.index(b"infe"))
+    assert size_in_another_process(data[:at] + b"\xe2" + data[at + 1 :], "HEIF", tmp_path) == "(1025, 900)"

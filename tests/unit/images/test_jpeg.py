@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import imagecodecs
 import numpy as np
 import pytest
 from decoding import decoded, ramp, refusal, save
@@ -113,7 +114,16 @@ def frame_changed(marker: int, bits: int, channels: int | None = None) -> bytes:
     return bytes(data)
 
 
+def jpeg_ls(samples: np.ndarray) -> bytes:
+    return bytes(imagecodecs.jpegls_encode(samples))
+
+
 UNREAD = {
+    "JPEG-LS": jpeg_ls(ramp()),
+    "grey JPEG-LS": jpeg_ls(ramp()[..., 0]),
+    "JPEG-LS in 16 bits": jpeg_ls(ramp()[..., 0].astype(np.uint16) * 257),
+    "JPEG-LS with extensions": jpeg_ls(ramp()).replace(b"\xff\xf7", b"\xff\xf9", 1),
+    "JPEG-LS with a comment": b"\xff\xd8\xff\xfe\0\5abc" + jpeg_ls(ramp())[2:],
     "12 bits": frame_changed(0xC1, 12),
     "lossless": frame_changed(0xC3, 8),
     "lossless in 16 bits": frame_changed(0xC3, 16),
@@ -127,8 +137,10 @@ def test_sound_kind_that_is_not_read_is_refused_in_words(kind: str) -> None:
     refused = refusal(UNREAD[kind])
     assert refused.code == "unsupported-format"
     assert "save it as an ordinary JPEG" in str(refused)
+    assert ("This is a JPEG-LS," in str(refused)) is ("JPEG-LS" in kind)
 
 
 def test_nonsense_in_the_frame_header_is_damage() -> None:
     assert refusal(frame_changed(0xC0, 3)).code == "broken-image"
     assert refusal(frame_changed(0xC3, 77)).code == "broken-image"
+    assert refusal(frame_changed(0xF7, 77)).code == "broken-image"

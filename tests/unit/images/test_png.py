@@ -9,6 +9,8 @@ from decoding import decoded, mean_difference, on_white, ramp, refusal, save
 from PIL import Image, ImageCms
 from pngs import GREY, PALETTE, RGB, chunk, code_points_chunk, damaged, gamma_chunk, png_of, profile_chunk, with_chunks
 
+from serve_app.images.png import END
+
 PLAIN = save(Image.fromarray(ramp()), "PNG")
 NOISE = np.random.default_rng(0).bytes(1_300_000)
 LONG_TEXT = b"workflow " * 200_000  # 1.8 MB
@@ -83,6 +85,32 @@ def test_damage_in_a_critical_chunk_stays_damage() -> None:
     assert refusal(palette).code == "broken-image"
 
 
+@pytest.mark.parametrize("bits", [1, 2, 4, 8])
+@pytest.mark.parametrize("length", [None, 0, 1, 4, 257 * 3])
+def test_indexed_picture_without_a_sound_palette_is_damaged(length: int | None, bits: int) -> None:
+    palette = b"" if length is None else chunk(b"PLTE", bytes(length))
+    assert "is damaged or malformed" in str(refusal(png_of(np.zeros((16, 16), np.uint8), bits, PALETTE, palette)))
+
+
+def test_palette_that_follows_the_pixels_is_none() -> None:
+    data = with_chunks(png_of(np.zeros((16, 16), np.uint8), 8, PALETTE), after=chunk(b"PLTE", bytes(3)))
+    assert "is damaged or malformed" in str(refusal(data))
+
+
+@pytest.mark.parametrize("name", [b"IHDR", b"IDAT"])
+def test_file_without_another_critical_chunk_is_damaged(name: bytes) -> None:
+    at = PLAIN.index(name) - 4
+    data = PLAIN[:at] + PLAIN[at + 12 + int.from_bytes(PLAIN[at : at + 4], "big") :]
+    assert "is damaged or malformed" in str(refusal(data))
+
+
+@pytest.mark.parametrize("entries", [1, 2, 256])
+def test_palette_of_any_length_is_used(entries: int) -> None:
+    palette = chunk(b"PLTE", bytes([200, 100, 50]) + bytes(3 * entries - 3))
+    result = decoded(png_of(np.zeros((16, 16), np.uint8), 8, PALETTE, palette))
+    assert result.frame[3, 3].tolist() == [200, 100, 50]
+
+
 @pytest.mark.parametrize("size", [0, 1_300_000, 4_000_000])
 def test_profile_of_a_printer_is_used_however_large(size: int) -> None:
     data = with_chunks(PLAIN, profile_chunk(swapped_profile((NOISE * 4)[:size])))
@@ -153,6 +181,56 @@ def test_apples_variant_is_named() -> None:
     data = PLAIN[:8] + chunk(b"CgBI", b"\x50\0\x20\2") + PLAIN[8:]
     assert refusal(data).code == "unsupported-format"
     assert "CgBI" in str(refusal(data))
+
+
+def apng(image: Image.Image, **options: object) -> bytes:
+    """An animation of two frames, the default image and its rows in the opposite order."""
+    later = image.transpose(Image.Transpose.FLIP_TOP_BOTTOM)
+    return save(image, "PNG", save_all=True, append_images=[later], duration=100, **options)
+
+
+def pixels_end(data: bytes) -> int:
+    """Where the last IDAT chunk ends, checksum included."""
+    at = data.rindex(b"IDAT")
+    return at + 8 + int.from_bytes(data[at - 4 : at], "big")
+
+
+@pytest.mark.parametrize("share", [0, 0.01, 0.3, 0.6, 0.95])
+def test_animation_cut_off_after_its_default_image_is_painted(share: float) -> None:
+    data = apng(Image.fromarray(ramp()))
+    end = pixels_end(data)
+    for extra in range(0, 60, 3):
+        cut = data[: end + int(share * (len(data) - end)) + extra]
+        assert np.array_equal(decoded(cut).frame, ramp()), (share, extra)
+
+
+def test_animation_with_a_transparent_colour_in_16_bits_may_be_cut_off_too() -> None:
+    samples = np.full((16, 24), 30_000, np.uint16)
+    whole = png_of(samples, 16, GREY, chunk(b"acTL", b"\0\0\0\2\0\0\0\0"), chunk(b"tRNS", b"\0\0"))
+    assert np.array_equal(decoded(whole[:-12] + chunk(b"fdAT", bytes(99))[:50]).frame, decoded(whole).frame)
+
+
+@pytest.mark.parametrize(
+    "junk", [b"\xff\xfe" * 40, b"\0\0\0\4", b"\0\1\0\0XXXXabc", damaged(b"XXXX"), damaged(b"PLTE")]
+)
+def test_what_follows_the_pixels_cannot_spoil_them(junk: bytes) -> None:
+    assert np.array_equal(decoded(PLAIN[:-12] + junk).frame, ramp())
+
+
+def test_animation_cut_off_inside_its_default_image_is_incomplete() -> None:
+    data = apng(Image.fromarray(ramp()))
+    begin, end = data.index(b"IDAT"), pixels_end(data)
+    for cut in (begin - 2, begin + 1, begin + 5, (begin + end) // 2, end - 12):
+        assert "ends before it is complete" in str(refusal(data[:cut])), cut
+
+
+def test_file_cut_off_between_two_pieces_of_its_pixels_is_incomplete() -> None:
+    at, end = PLAIN.index(b"IDAT"), pixels_end(PLAIN)
+    pixels = PLAIN[at + 4 : end - 4]
+    first = PLAIN[: at - 4] + chunk(b"IDAT", pixels[: len(pixels) // 2])
+    assert np.array_equal(decoded(first + chunk(b"IDAT", pixels[len(pixels) // 2 :])).frame, ramp())
+    for tail in (b"", b"\0\0", b"\0\0\1\0IDA", END):
+        assert "ends before it is complete" in str(refusal(first + tail)), tail
 
 
 def test_incomplete_file_is_said_to_be_so() -> None:

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import textwrap
 import time
+import zlib
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any, TypeVar
@@ -16,7 +17,7 @@ import numpy as np
 import psutil
 import pytest
 from PIL import Image
-from pngs import code_points_chunk, with_chunks
+from pngs import chunk, code_points_chunk, with_chunks
 from shared import ROOT, files_of, name_of, needs_shared
 from tiffs import tiff_of
 
@@ -459,3 +460,30 @@ async def agrees(pool: DecoderPool, path: Path) -> bool:
     if isinstance(expected, RequestError) or isinstance(found, RequestError):
         return repr(expected) == repr(found)
     return same(expected, found)
+
+
+RAW_EXIF = b"Raw profile type exif\0"
+NOISE = np.random.default_rng(0).bytes(2**20)
+LARGE_CHUNKS: dict[str, Callable[[], bytes]] = {
+    "EXIF as packed text": lambda: chunk(
+        b"zTXt", RAW_EXIF + b"\0" + zlib.compress(b"\nexif\n1\n" + b"4d4d\n" * 800_000)
+    ),
+    "EXIF as packed text, 100 MB": lambda: chunk(b"zTXt", RAW_EXIF + b"\0" + zlib.compress(b"\n" * 100_000_000)),
+    "EXIF as packed noise": lambda: chunk(b"zTXt", RAW_EXIF + b"\0" + zlib.compress(NOISE * 28, 0)),
+    "EXIF as text": lambda: chunk(b"tEXt", RAW_EXIF + b"\nexif\n1\n" + b"4d4d\n" * 5 * 2**20),
+    "EXIF": lambda: chunk(b"eXIf", b"MM\0*" + NOISE * 28),
+    "EXIF of many tags": lambda: chunk(b"eXIf", b"MM\0*\0\0\0\x08\xff\xff" + NOISE * 28),
+    "profile": lambda: chunk(b"iCCP", b"p\0\0" + zlib.compress(NOISE * 28, 0)),
+    "profile, named at length": lambda: chunk(b"iCCP", b"p" * 28 * 2**20),
+    "profile of 100 MB": lambda: chunk(b"iCCP", b"p\0\0" + zlib.compress(bytes(100_000_000))),
+}
+
+
+@pytest.mark.parametrize("kind", LARGE_CHUNKS)
+def test_large_chunk_that_does_not_matter_takes_no_memory_that_is_not_set_aside(kind: str) -> None:
+    plain = hostile.saved(Image.new("RGB", (64, 64), "teal"), "PNG")
+
+    async def scene(pool: DecoderPool) -> DecodedImage:
+        return await decoded(pool, with_chunks(plain, LARGE_CHUNKS[kind]()))
+
+    assert (with_pool(scene, processes=1).frame == (0, 128, 128)).all()

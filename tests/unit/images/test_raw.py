@@ -11,6 +11,7 @@ RAWS = {
     "CRW": b"II\x1a\0\0\0HEAPCCDR",
     "X3F": b"FOVb\0\0\2\0",
     "MRW": b"\0MRM\0\0\1\0",
+    "IIQ without TIFF": b"IIII\x52\x61\x77\x54",
     "IIQ": b"II*\0\x08\0\0\0IIIIwaR",
 }
 

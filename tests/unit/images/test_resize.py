@@ -33,48 +33,25 @@ def test_painted_size_fits_keeps_the_aspect_and_never_enlarges(
 
 
 @pytest.mark.parametrize(
-    ("original", "multiple", "sentence", "actual"),
+    ("original", "multiple", "painted", "remedy", "actual"),
     [
-        (
-            (7, 300),
-            1,
-            "The picture is 300 x 7 pixels and would be painted at 300 x 7; each painted side needs at least 8 pixels.",
-            7,
-        ),
-        (
-            (3, 4000),
-            1,
-            "The picture is 4000 x 3 pixels and would be painted at 1024 x 1; each painted side needs at least "
-            "8 pixels.",
-            1,
-        ),
-        (
-            (4000, 28),
-            1,
-            "The picture is 28 x 4000 pixels and would be painted at 7 x 1024; each painted side needs at least "
-            "8 pixels.",
-            7,
-        ),
-        (
-            (11, 7),
-            4,
-            "The picture is 7 x 11 pixels and would be painted at 4 x 8; each painted side needs at least 8 pixels.",
-            4,
-        ),
-        (
-            (1, 1),
-            4,
-            "The picture is 1 x 1 pixels and would be painted at 0 x 0; each painted side needs at least 8 pixels.",
-            0,
-        ),
+        ((7, 300), 1, "300 x 7", "Send it larger.", 7),
+        ((3, 4000), 1, "1024 x 1", "Send it larger.", 1),
+        ((4000, 28), 1, "7 x 1024", "Crop it, or ask for a larger max_side.", 7),
+        ((11, 7), 4, "4 x 8", "Send it larger.", 4),
+        ((1, 1), 4, "0 x 0", "Send it larger.", 0),
     ],
 )
 def test_image_that_is_too_small_before_or_after_fitting_is_refused(
-    original: Size, multiple: int, sentence: str, actual: int
+    original: Size, multiple: int, painted: str, remedy: str, actual: int
 ) -> None:
+    height, width = original
     with pytest.raises(TooSmall) as caught:
         painted_size(Size(*original), 1024, multiple)
-    assert str(caught.value) == sentence
+    assert str(caught.value) == (
+        f"The picture is {width} x {height} pixels and would be painted at {painted}; each painted side needs at least "
+        f"8 pixels. {remedy}"
+    )
     assert (caught.value.limit, caught.value.actual, caught.value.unit) == (8, actual, "pixels")
 
 

@@ -2,6 +2,7 @@
 
 import contextlib
 import io
+import struct
 from typing import Any
 
 import numpy as np
@@ -44,6 +45,27 @@ def test_rgb_of_any_depth_layout_and_compression(bits: int, planes: str, order: 
 def test_predictor_is_undone(bits: int, order: str, compression: str) -> None:
     options: dict[str, Any] = {"photometric": "rgb", "compression": compression, "predictor": True, "byteorder": order}
     assert_shows(tiff_of(depth(COLOURS, bits), **options), COLOURS)
+
+
+@LAYOUTS
+@pytest.mark.parametrize("predictor", [2, 3])
+@pytest.mark.parametrize("kind", ["u1", "u2", "u4", "f4"])
+@pytest.mark.parametrize("compression", [None, "packbits"])
+def test_predictor_means_nothing_to_a_compression_without_one(
+    compression: str | None, kind: str, predictor: int, planes: str
+) -> None:
+    """As in libtiff: only LZW, Deflate, LZMA and Zstandard store differences."""
+    samples = COLOURS.astype(kind) if kind == "f4" else depth(COLOURS, 8 * int(kind[1]))
+    data = bytearray(tiff_of(samples, photometric="rgb", planarconfig=planes, compression=compression))
+    at = data.index(struct.pack("<HHL", 296, SHORT, 1))  # the unit of resolution, which does not matter
+    data[at : at + 12] = struct.pack("<HHLL", 317, SHORT, 1, predictor)
+    assert_shows(bytes(data), COLOURS)
+
+
+@pytest.mark.parametrize("predictor", [2, 3])
+def test_predictor_means_nothing_to_bare_samples_that_share_bytes(predictor: int) -> None:
+    entries = [*basic_entries(64, 48, 12, 1), (317, SHORT, 1, predictor)]
+    assert_shows(tiff_by_hand(packed(depth(GREY, 12), 12), entries), GREY)
 
 
 @ORDERS
@@ -132,9 +154,11 @@ def test_cmyk_in_16_bits_is_as_in_8(planes: str) -> None:
     assert mean_difference(deep, shallow) <= 1
 
 
+@LAYOUTS
+@pytest.mark.parametrize("compression", [None, "lzw", "zlib", "packbits"])
 @pytest.mark.parametrize("bits", [8, 16])
 @pytest.mark.parametrize("photometric", ["cielab", "icclab"])
-def test_lab_of_both_kinds_and_depths(photometric: str, bits: int) -> None:
+def test_lab_of_both_kinds_and_depths(photometric: str, bits: int, compression: str | None, planes: str) -> None:
     """CIE Lab stores a and b as signed numbers, ICC's shifted to be positive."""
     lightness, a, b = 100 * GREY, 80 * COLOURS[..., 0] - 40, 60 * COLOURS[..., 1] - 30
     unit = 1 if bits == 8 else 256
@@ -151,7 +175,25 @@ def test_lab_of_both_kinds_and_depths(photometric: str, bits: int) -> None:
     want = ImageCms.profileToProfile(
         lab, ImageCms.createProfile("LAB"), ImageCms.createProfile("sRGB"), outputMode="RGB"
     )
-    assert mean_difference(decoded(tiff_of(samples, photometric=photometric)).frame, want) <= 1.5
+    data = tiff_of(samples, photometric=photometric, planarconfig=planes, compression=compression)
+    assert mean_difference(decoded(data).frame, want) <= 1.5
+
+
+@ORDERS
+@pytest.mark.parametrize("compression", [1, 32773])
+@pytest.mark.parametrize("unit", [1, 256, 257])
+@pytest.mark.parametrize("bits", [1, 2, 4, 8])
+def test_palette_of_8_or_16_bits(bits: int, unit: int, compression: int, order: str) -> None:
+    """The specification wants 16 bits; old programs wrote 8, which libtiff recognises by the largest entry."""
+    colours = np.random.default_rng(bits).integers(0, 256, (2**bits, 3))
+    colours[-1] = 255
+    indices = np.arange(48 * 64).reshape(48, 64) % 2**bits
+    rows = packed(indices, bits)
+    pixels = rows if compression == 1 else b"".join(b"\0" + rows[at : at + 1] for at in range(len(rows)))
+    entries = [*basic_entries(64, 48, bits, 3, compression), (320, SHORT, colours.size, 0)]
+    entries[-1] = (320, SHORT, colours.size, struct.pack(order + "L", len(tiff_by_hand(pixels, entries, order))))
+    data = tiff_by_hand(pixels, entries, order) + (colours.T * unit).astype(order + "u2").tobytes()
+    assert decoded(data).frame.tolist() == colours[indices].tolist()
 
 
 @pytest.mark.parametrize(
@@ -189,6 +231,59 @@ def test_preview_before_the_picture_is_passed_over(bits: int) -> None:
     assert_shows(buffer.getvalue(), COLOURS)
 
 
+ASIDE: dict[str, tuple[int, dict[str, Any]]] = {
+    "preview": (1, {"photometric": "rgb"}),
+    "preview by the old tag": (0, {"photometric": "rgb", "extratags": [(255, SHORT, 1, 2, True)]}),
+    "mask": (4, {"photometric": "mask"}),
+    "mask of a preview": (5, {"photometric": "mask"}),
+    "mask by its colours": (0, {"photometric": "mask"}),
+    "mask by its kind": (4, {"photometric": "minisblack"}),
+}
+
+
+def behind(aside: str, samples: NDArray[Any], order: str = "<", big: bool = False, **options: Any) -> bytes:
+    """A TIFF whose first two pictures are of a kind in ASIDE; then come samples."""
+    kind, front = ASIDE[aside]
+    black = np.zeros((12, 16, 3) if front["photometric"] == "rgb" else (12, 16), np.uint8)
+    buffer = io.BytesIO()
+    with tifffile.TiffWriter(buffer, byteorder=">" if order == ">" else "<", bigtiff=big) as writer:
+        for _ in range(2):
+            writer.write(black, metadata=None, subfiletype=1 if kind else 0, **front)
+        writer.write(samples, metadata=None, **options)
+    tag = struct.pack(order + ("HHQL" if big else "HHLL"), 254, LONG, 1, 1)
+    return buffer.getvalue().replace(tag, tag[:-4] + struct.pack(order + "L", kind))
+
+
+@pytest.mark.parametrize(("order", "big"), [("<", False), (">", False), ("<", True)])
+@pytest.mark.parametrize("kind", ["8 bits", "16 bits", "palette", "JPEG"])
+@pytest.mark.parametrize("aside", ASIDE)
+def test_what_is_not_the_photograph_is_passed_over(aside: str, kind: str, order: str, big: bool) -> None:
+    if kind == "palette":
+        greys = np.stack([np.arange(256, dtype=np.uint16) * 257] * 3)
+        data = behind(aside, depth(GREY, 8), order, big, photometric="palette", colormap=greys)
+        assert_shows(data, GREY)
+        return
+    samples = depth(COLOURS, 16 if kind == "16 bits" else 8)
+    compression = "jpeg" if kind == "JPEG" else None
+    data = behind(aside, samples, order, big, photometric="rgb", compression=compression)
+    assert_shows(data, COLOURS, 64 if compression else 255)
+
+
+@pytest.mark.parametrize("value", [1, 3])
+def test_old_tag_of_other_pictures_hides_none(value: int) -> None:
+    """1 is a full picture, 3 a page of several."""
+    buffer = io.BytesIO()
+    with tifffile.TiffWriter(buffer) as writer:
+        writer.write(depth(COLOURS, 8), photometric="rgb", metadata=None, extratags=[(255, SHORT, 1, value, True)])
+        writer.write(np.zeros((12, 16, 3), np.uint8), photometric="rgb", metadata=None)
+    assert_shows(buffer.getvalue(), COLOURS)
+
+
+def test_mask_alone_is_refused_in_words() -> None:
+    refused = refusal(tiff_by_hand(bytes(3072), [(254, LONG, 1, 4), *basic_entries(64, 48, 8, 4)]))
+    assert (refused.code, "a mask in 8 bits" in str(refused)) == ("unsupported-format", True)
+
+
 def test_preview_alone_in_front_is_refused_in_words() -> None:
     buffer = io.BytesIO()
     with tifffile.TiffWriter(buffer) as writer:
@@ -199,8 +294,8 @@ def test_preview_alone_in_front_is_refused_in_words() -> None:
 
 
 UNREAD: dict[str, tuple[str, bytes]] = {
-    "signed": ("negative numbers", tiff_of((GREY * 30_000).astype(np.int16), photometric="minisblack")),
-    "signed bytes": ("negative numbers", tiff_of((GREY * 127).astype(np.int8), photometric="minisblack")),
+    "signed": ("signed numbers", tiff_of((GREY * 30_000).astype(np.int16), photometric="minisblack")),
+    "signed bytes": ("signed numbers", tiff_of((GREY * 127).astype(np.int8), photometric="minisblack")),
     "complex": ("complex numbers", tiff_of(GREY.astype(np.complex64), photometric="minisblack")),
     "channels": (
         "5 channels",
@@ -224,13 +319,38 @@ UNREAD: dict[str, tuple[str, bytes]] = {
 }
 
 
+COLOURED = "save it as RGB or grey in 8 or 16 bits."
+LOSSLESS = "save it with LZW, Deflate or no compression."
+BOTH = f"{COLOURED[:-1]}, with LZW, Deflate or no compression."
+SIGNED = "save it with unsigned numbers, as RGB or grey in 8 or 16 bits."
+REMEDIES = dict.fromkeys(("JPEG 2000", "JBIG", "WebP", "JPEG in 12 bits", "unknown"), LOSSLESS) | {
+    "signed": SIGNED,
+    "signed bytes": SIGNED,
+    "volume": "save it as a flat picture.",
+}
+
+
 @pytest.mark.parametrize("kind", UNREAD)
 def test_sound_file_of_a_kind_that_is_not_read_is_refused_in_words(kind: str) -> None:
     words, data = UNREAD[kind]
     refused = refusal(data)
     assert refused.code == "unsupported-format"
     assert words in str(refused)
-    assert "save it as RGB or grey in 8 or 16 bits" in str(refused)
+    assert REMEDIES.get(kind, COLOURED) in str(refused)
+
+
+@pytest.mark.parametrize("photometric", [1, 2, 5])
+@pytest.mark.parametrize("compression", [22610, 33003, 34887, 34933, 50001, 50002, 52546])
+def test_colours_that_only_the_compression_spoils_are_not_asked_for(compression: int, photometric: int) -> None:
+    entries = [entry for entry in basic_entries(64, 48, 8, photometric, compression) if entry[0] != 277]
+    refused = refusal(tiff_by_hand(bytes(99), [*entries, (277, SHORT, 1, {1: 1, 2: 3, 5: 4}[photometric])]))
+    assert (refused.code, LOSSLESS in str(refused)) == ("unsupported-format", True)
+
+
+@pytest.mark.parametrize(("bits", "photometric", "compression"), [(16, 32845, 34677), (16, 3, 50001), (64, 1, 34887)])
+def test_both_colours_and_compression_are_asked_for(bits: int, photometric: int, compression: int) -> None:
+    refused = refusal(tiff_by_hand(bytes(99), basic_entries(64, 48, bits, photometric, compression)))
+    assert (refused.code, BOTH in str(refused)) == ("unsupported-format", True)
 
 
 @pytest.mark.parametrize("compression", [None, "lzw", "zlib"])

@@ -212,7 +212,7 @@ def test_pulled_style_is_measured_installed_and_listed(
     assert "small  can be pulled  align  Seeded; licence: MIT" in capsys.readouterr().out
 
     assert animegan("styles", "pull", "small") == 0
-    assert capsys.readouterr().out == "small is installed (MIT); restart the service to paint with it\n"
+    assert capsys.readouterr().out == "small is installed (licence: MIT); restart the service to paint with it\n"
     with safe_open(styles_dir / "small.safetensors", framework="numpy") as file:
         assert "http://upstream.invalid/small.pt" in file.metadata()["animegan_style"]
     style = installed_styles()["small"]
