@@ -60,6 +60,7 @@ class Settings(StrictModel):
         threads: of the generator on a CPU: a number, `share` (the replica's num_cpus) or `host` (every core).
         styles_dir: folder of pulled and imported styles; default `ANIMEGAN_STYLES_DIR`, else beside the shipped ones.
         cuda_context_bytes: what a process takes on the card before its first tensor; the allocator gets that much less.
+        jobs: pictures that are painted later.
     """
 
     device: Device = "auto"
@@ -233,6 +234,28 @@ class JobsSettings(StrictModel):
         if url is not None and url.removeprefix("sqlite:///").startswith(":memory:"):
             raise ValueError("several processes share the database, so it cannot be in memory")
         return url
+
+
+class JobRunnerSettings(StrictModel):
+    """The `user_config` of the JobRunner: how much of the service jobs may take.
+
+    Attributes:
+        most_pictures: jobs that one replica works on at a time, at most.
+        most_pixels: no further job is begun while those at work have so many, counted as they are painted.
+        stylizer_places: pictures of jobs in each Stylizer, for all replicas together; others are left for requests.
+        codec_places: likewise, in each Codec.
+        poll_s: how often an idle replica looks for jobs.
+        sweep_s: how often each replica looks for what has expired.
+        timeout_s: of one attempt at a picture, the time that it waits behind requests included.
+    """
+
+    most_pictures: PositiveInt = 16
+    most_pixels: PositiveInt = 64_000_000
+    stylizer_places: PositiveInt = 8
+    codec_places: PositiveInt = 2
+    poll_s: PositiveFloat = 0.5
+    sweep_s: PositiveFloat = 60
+    timeout_s: PositiveFloat = 900
 
 
 Model = TypeVar("Model", bound=StrictModel)

@@ -113,10 +113,10 @@ class JobQueue:
             self._check_room(waiting, len(entries))
             turn = 1 + max(waiting.head_turn, waiting.last_turn)
             made = []
-            for part, entry in enumerate(entries):
+            for part, (entry, photo) in enumerate(zip(entries, keep_photos(connection, entries), strict=True)):
                 keys = {"key_digest": key_digest, "payload_digest": payload_digest, "part": part}
                 values = {"client": client, "turn": turn + part, "request": request_members(entry.request), **keys}
-                made.append(insert_job(connection, {**values, "photo": keep_photo(connection, entry)}))
+                made.append(insert_job(connection, {**values, "photo": photo}))
             return Submission(tuple(made), is_new=True)
 
     def check_room(self, client: str, count: int) -> None:
@@ -213,6 +213,18 @@ class JobQueue:
         ids = {ended: tuple(row.id for row in rows if row.status == ended) for ended in (Status.QUEUED, Status.FAILED)}
         return Reaped(ids[Status.QUEUED], ids[Status.FAILED])
 
+    def valid(self, leases: Sequence[Lease]) -> set[str]:
+        """Returns the tokens of those leases that are not void."""
+        numbers = [lease.job.number for lease in leases]
+        with self._database.read() as connection:
+            rows = connection.execute(select(jobs.c.lease_token).where(jobs.c.number.in_(numbers), RUNNING))
+            return {lease.token for lease in leases} & set(rows.scalars())
+
+    def waiting(self) -> int:
+        """Returns the number of jobs that wait."""
+        with self._database.read() as connection:
+            return connection.execute(select(func.count()).select_from(jobs).where(QUEUED)).scalar_one()
+
     def unfinished(self) -> int:
         """Returns the number of jobs that wait or run."""
         with self._database.read() as connection:
@@ -288,23 +300,42 @@ def waiting_jobs(connection: Connection, client: str) -> Waiting:
     return Waiting(total, own, first_turn, last_turn)
 
 
-def keep_photo(connection: Connection, entry: Entry) -> str:
-    """Lets a new job name its photograph, and returns the name.
+def keep_photos(connection: Connection, entries: Sequence[Entry]) -> list[str]:
+    """Lets new jobs name their photographs, and returns the names.
+
+    Blobs are locked in the order of their names, as everywhere, so that no two transactions wait for each other. The
+    jobs whose photographs are painted again need no lock: a blob that was let go meanwhile cannot be shared any more.
 
     Raises:
-        UnknownJob, Gone: if the entry's source, or its photograph, is not there.
+        UnknownJob, Gone: if an entry's source, or its photograph, is not there.
     """
-    if entry.photo is not None:
-        ledger.keep(connection, entry.photo)
-        return entry.photo
-    source = select(jobs.c.photo).where(jobs.c.id == entry.source).with_for_update()
-    row = connection.execute(source).one_or_none()
+    named = [entry.photo or photo_of(connection, str(entry.source)) for entry in entries]
+    for name, entry in sorted(zip(named, entries, strict=True), key=lambda pair: pair[0]):
+        if entry.photo is not None:
+            ledger.keep(connection, name)
+        elif not ledger.share(connection, name):
+            raise photo_gone()
+    return named
+
+
+def photo_of(connection: Connection, job_id: str) -> str:
+    """Returns the name of the photograph of a job.
+
+    Raises:
+        UnknownJob, Gone: if the job, or its photograph, is not there.
+    """
+    row = connection.execute(select(jobs.c.photo).where(jobs.c.id == job_id)).one_or_none()
     if row is None:
         raise UnknownJob("There is no job with the id of source_job.")
-    if row.photo is None or not ledger.share(connection, row.photo):
-        raise Gone("The photograph of source_job has expired or was erased. Send it again.")
+    if row.photo is None:
+        raise photo_gone()
     name: str = row.photo
     return name
+
+
+def photo_gone() -> Gone:
+    """Returns, as a refusal, that a photograph cannot be painted again."""
+    return Gone("The photograph of source_job has expired or was erased. Send it again.")
 
 
 # Made once: SQLAlchemy takes longer to put a statement together than SQLite to run it.
