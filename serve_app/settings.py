@@ -2,7 +2,7 @@
 
 `Settings` is the application's `args`: it shapes the graph and the engine, and changing it rebuilds them. Each of the
 `user_config`s belongs to one deployment, and may change while the service runs. `GuardSettings` is a block of its own,
-which Serve's HTTP proxies read when they start, and `JobsSettings` another, read by every process that handles jobs.
+which Serve's HTTP proxies read when they start. `JobsSettings` is the block `jobs` of the application's `args`.
 """
 
 import difflib
@@ -46,29 +46,6 @@ class StrictModel(BaseModel):
     """A model that refuses unknown keys and cannot be changed."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class Settings(StrictModel):
-    """The application's `args`.
-
-    Attributes:
-        device: `auto` uses CUDA if Ray grants a GPU, else the CPU. `cpu` uses the CPU even if a GPU is granted.
-        precision: of the generator; `auto` is fp16 on CUDA, bf16 on CPUs with AVX512-BF16 or AMX, in styles whose
-            paintings cannot be told from those in fp32, and else fp32.
-        memory_bytes: the most that painting may add to an idle Stylizer, written as 600MB or 2GiB. Default: on CUDA the
-            rest of the GPU share, else the replica's `memory`, else half of the machine's free memory.
-        threads: of the generator on a CPU: a number, `share` (the replica's num_cpus) or `host` (every core).
-        styles_dir: folder of pulled and imported styles; default `ANIMEGAN_STYLES_DIR`, else beside the shipped ones.
-        cuda_context_bytes: what a process takes on the card before its first tensor; the allocator gets that much less.
-        jobs: pictures that are painted later.
-    """
-
-    device: Device = "auto"
-    precision: Precision = "auto"
-    memory_bytes: Annotated[ByteSize, Field(gt=0)] | None = None
-    threads: PositiveInt | Literal["share", "host"] = "share"
-    styles_dir: Path | None = None
-    cuda_context_bytes: PositiveInt = 700 * MIB
 
 
 class IngressSettings(StrictModel):
@@ -180,7 +157,7 @@ class GuardSettings(StrictModel):
 
 
 class JobsSettings(StrictModel):
-    """The block `jobs` of a config file: pictures that are painted later, and where they are kept.
+    """The block `jobs` of the application's `args`: pictures that are painted later, and where they are kept.
 
     Attributes:
         enabled: whether there are jobs at all.
@@ -234,6 +211,30 @@ class JobsSettings(StrictModel):
         if url is not None and url.removeprefix("sqlite:///").startswith(":memory:"):
             raise ValueError("several processes share the database, so it cannot be in memory")
         return url
+
+
+class Settings(StrictModel):
+    """The application's `args`.
+
+    Attributes:
+        device: `auto` uses CUDA if Ray grants a GPU, else the CPU. `cpu` uses the CPU even if a GPU is granted.
+        precision: of the generator; `auto` is fp16 on CUDA, bf16 on CPUs with AVX512-BF16 or AMX, in styles whose
+            paintings cannot be told from those in fp32, and else fp32.
+        memory_bytes: the most that painting may add to an idle Stylizer, written as 600MB or 2GiB. Default: on CUDA the
+            rest of the GPU share, else the replica's `memory`, else half of the machine's free memory.
+        threads: of the generator on a CPU: a number, `share` (the replica's num_cpus) or `host` (every core).
+        styles_dir: folder of pulled and imported styles; default `ANIMEGAN_STYLES_DIR`, else beside the shipped ones.
+        cuda_context_bytes: what a process takes on the card before its first tensor; the allocator gets that much less.
+        jobs: pictures that are painted later.
+    """
+
+    device: Device = "auto"
+    precision: Precision = "auto"
+    memory_bytes: Annotated[ByteSize, Field(gt=0)] | None = None
+    threads: PositiveInt | Literal["share", "host"] = "share"
+    styles_dir: Path | None = None
+    cuda_context_bytes: PositiveInt = 700 * MIB
+    jobs: JobsSettings = JobsSettings()
 
 
 class JobRunnerSettings(StrictModel):

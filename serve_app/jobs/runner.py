@@ -240,6 +240,7 @@ class Runner:
             photo = await self._in_thread(self._store.photo, job)
             work.pixels = self._painter.pixels(photo, job.request)
             self._count(work.pixels)
+            self._changed.set()  # they may be fewer than the most there could be
             async with asyncio.timeout(self.settings.timeout_s):
                 painting = await self._painter.paint(photo, job.request)
         except TimeoutError:
