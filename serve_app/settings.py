@@ -108,12 +108,15 @@ class StylizerSettings(StrictModel):
         linger_s: how long an image on an idle device waits for others of its size; 0 does not wait.
         release_after_s: idle seconds after which free memory goes back to the system. The next image is then slower.
         stuck_after_s: a batch that runs longer ends the replica at Serve's next health check, and Serve starts another.
+        background_after_s: a job that has waited here for so long goes before requests, each of which it delays once at
+            most.
     """
 
     max_batch_size: PositiveInt = 4
     linger_s: NonNegativeFloat = 0
     release_after_s: PositiveInt = 30
     stuck_after_s: PositiveInt = 120
+    background_after_s: PositiveFloat = 60
 
 
 HostName = Annotated[str, Field(pattern=r"^(\*|(\*\.)?[A-Za-z0-9]([A-Za-z0-9.:-]*[A-Za-z0-9])?)$")]  # without a port

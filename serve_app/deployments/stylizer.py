@@ -50,14 +50,18 @@ class Stylizer:
         self.settings = load_settings(StylizerSettings, user_config, "Stylizer.user_config")
         self.batcher.max_batch_size = self.settings.max_batch_size
         self.batcher.linger_s = self.settings.linger_s
+        self.batcher.background_after_s = self.settings.background_after_s
 
-    async def paint(self, decoded: Decoded, style: str, expires_s: float | None = None) -> Painted | RequestError:
+    async def paint(
+        self, decoded: Decoded, style: str, expires_s: float | None = None, background: bool = False
+    ) -> Painted | RequestError:
         """Paints the frame of a decoded photograph.
 
         Args:
             decoded: holds the reference to the frame.
             style: name of an installed style.
             expires_s: seconds from now after which it must not be painted any more.
+            background: it is a job's, and those of people who wait go first.
 
         Returns:
             A reference to the painted frame, or a refusal: raised, Serve would log a traceback of it.
@@ -69,7 +73,8 @@ class Stylizer:
         except RayError:
             return frame_lost("decoded")
         try:
-            done = await self.batcher.submit((style, decoded.painted), frame, decoded.painted.pixels, expires_s)
+            size = decoded.painted
+            done = await self.batcher.submit((style, size), frame, size.pixels, expires_s, background)
         except RequestError as refusal:
             return refusal
         return Painted(hand_over(done.result), 1000 * done.ran_s)
@@ -92,7 +97,13 @@ class Stylizer:
     async def record_autoscaling_stats(self) -> dict[str, float]:
         """Returns the figures that `autoscaling.PixelBacklog` decides by."""
         self.metrics.update(self.batcher)
-        return self.metrics.work.report(self.batcher.waiting_pixels, self.batcher.running_for_s())
+        batcher = self.batcher
+        requests = batcher.waiting_pixels - batcher.background_pixels
+        return self.metrics.work.report(requests, batcher.running_for_s(is_foreground=True), batcher.background_pixels)
+
+    def hear_of_jobs(self, queued_pixels: int) -> None:
+        """Takes note of the pixels of all jobs that wait in the database, for autoscaling."""
+        self.metrics.work.hear_of_jobs(queued_pixels)
 
     def check_health(self) -> None:
         """Ends this process if a batch makes no progress: a device that hangs leaves the process itself responsive.
@@ -143,9 +154,18 @@ class StylizerMetrics:
         self.waiting_pictures = Gauge(metrics.WAITING_PICTURES, "Images that wait for the device.")
         self.waiting_pixels = Gauge(metrics.WAITING_PIXELS, "Their pixels.")
 
-    def on_batch(self, key: Key, size: int, pixels: int, waits_s: list[float], ran_s: float, busy_s: float) -> None:
+    def on_batch(
+        self,
+        key: Key,
+        size: int,
+        pixels: int,
+        background_pixels: int,
+        waits_s: list[float],
+        ran_s: float,
+        busy_s: float,
+    ) -> None:
         """Records a batch that has ended; see `queueing.batching.Observer`."""
-        self.work.add_batch(size, pixels, busy_s)
+        self.work.add_batch(size, pixels, busy_s, background_pixels)
         self.batch_size.observe(size)
         self.batch_s.observe(ran_s)
         for wait_s in waits_s:

@@ -147,7 +147,9 @@ class Runner:
 
     def start(self) -> None:
         """Begins to work."""
-        self._loops = [asyncio.create_task(loop) for loop in (self._claim_all(), self._keep_leases(), self._sweep_all())]
+        self._loops = [
+            asyncio.create_task(loop) for loop in (self._claim_all(), self._keep_leases(), self._sweep_all())
+        ]
 
     def fault(self) -> BaseException | None:
         """Returns what ended one of the loops that should never end, if anything did."""
