@@ -7,7 +7,7 @@ picture.
 from collections.abc import Sequence
 from typing import Any
 
-from sqlalchemy import Connection, Select, delete, select, update
+from sqlalchemy import Connection, Select, delete, select, text, update
 
 from serve_app.jobs import ledger
 from serve_app.jobs.table import EXPIRED, IS_FINISHED, blobs, jobs, now_ms, status
@@ -16,6 +16,7 @@ from serve_app.settings import JobsSettings
 
 BATCH = 500  # rows of one transaction
 CLOCK_SLACK_MS = 60_000
+EXPIRY_LOCK = 0x616E6978
 BLANK: dict[str, Any] = {
     "client": "",
     "request": None,
@@ -32,12 +33,14 @@ BLANK: dict[str, Any] = {
 
 def expire_due(connection: Connection) -> int:
     """Expires finished jobs whose time has come; returns their number, at most BATCH."""
+    alone(connection)
     due = select(jobs.c.number).where(IS_FINISHED, jobs.c.expires_at <= now_ms())
     return expire(connection, lock(connection, due.order_by(jobs.c.expires_at).limit(BATCH)))
 
 
 def erase(connection: Connection, job_id: str) -> bool:
     """Expires a finished job now; returns False if there is none of this id."""
+    alone(connection)
     found = select(jobs.c.number).where(jobs.c.id == job_id, IS_FINISHED).with_for_update()
     return expire(connection, connection.execute(found).scalars().all()) == 1
 
@@ -86,6 +89,7 @@ def evict(connection: Connection, client: str | None, bytes_needed: int) -> bool
         client: whose pictures, or None for all.
         bytes_needed: stop when about so many bytes are free; an unfinished job may still need a photograph.
     """
+    alone(connection)
     mine = () if client is None else (jobs.c.client == client,)
     stages = (
         (jobs.c.photo, jobs.c.photo_expires_at, drop_photos),
@@ -116,6 +120,15 @@ def clamp(connection: Connection, settings: JobsSettings) -> None:
     connection.execute(
         update(jobs).where(EXPIRED, jobs.c.expires_at > now_ms() + CLOCK_SLACK_MS).values(expires_at=now_ms())
     )
+
+
+def alone(connection: Connection) -> None:
+    """Waits until no other transaction expires jobs.
+
+    An idempotency key ends with any of its jobs, so two that expired jobs of the same keys would wait for each other.
+    """
+    if connection.dialect.name != "sqlite":  # there a write transaction is alone
+        connection.execute(text(f"SELECT pg_advisory_xact_lock({EXPIRY_LOCK})"))
 
 
 def lock(connection: Connection, numbers: Select[Any]) -> list[int]:

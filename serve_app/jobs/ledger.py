@@ -7,7 +7,7 @@ is forgotten:
 
 Names are never used twice, and `refs` never rises from 0 again once a blob was dropped. So whoever deletes an unused
 blob cannot take it from a job. `usage` is changed in the transactions that add and remove rows here; it is locked
-before rows of `blobs` are inserted, first the sum, then the client.
+before rows of `blobs` are inserted or deleted, first the sum, then the client.
 """
 
 from collections import Counter
@@ -99,16 +99,21 @@ def abandon(connection: Connection, names: Iterable[str]) -> None:
 
 def take_unused(connection: Connection, most: int) -> list[str]:
     """Returns names of blobs whose files must be deleted now, at most so many, and bars them from being kept."""
-    due = (
-        select(blobs.c.name).where(*UNUSED, blobs.c.delete_after <= now_ms()).order_by(blobs.c.delete_after).limit(most)
-    )
-    found = connection.execute(due).scalars().all()
+    due = select(blobs.c.name).where(*UNUSED, blobs.c.delete_after <= now_ms()).order_by(blobs.c.delete_after)
+    # What another sweep holds is passed over: two that waited for each other's rows would never end.
+    found = connection.execute(due.limit(most).with_for_update(skip_locked=True)).scalars().all()
     taken = update(blobs).where(blobs.c.name.in_(found), *UNUSED, blobs.c.delete_after <= now_ms())
     return list(connection.execute(taken.values(is_deleting=True).returning(blobs.c.name)).scalars())
 
 
-def forget(connection: Connection, name: str) -> bool:
-    """Removes a blob whose file is gone; returns False if another process has done it already."""
+def forget(connection: Connection, names: Sequence[str]) -> int:
+    """Removes blobs whose files are gone; returns how many another process has not removed already."""
+    connection.execute(select(usage.c.bytes).where(usage.c.client == EVERYBODY).with_for_update())
+    return sum(forget_one(connection, name) for name in names)
+
+
+def forget_one(connection: Connection, name: str) -> bool:
+    """Removes a blob; the sum of `usage` is locked."""
     gone = delete(blobs).where(blobs.c.name == name, blobs.c.is_deleting).returning(blobs.c.bytes, blobs.c.client)
     row = connection.execute(gone).one_or_none()
     if row is None:

@@ -128,7 +128,8 @@ class Runner:
         self._jitter = jitter
         self._threads = ThreadPoolExecutor(THREADS, "jobs")
         self._works: set[Work] = set()
-        self._changed = asyncio.Event()
+        self._changed = asyncio.Event()  # a job may have come, or one has ended, or become smaller
+        self._has_begun = asyncio.Event()
         self._is_stopping = False
         self._paused_until = 0.0
         self._loops: list[asyncio.Task[None]] = []
@@ -223,6 +224,7 @@ class Runner:
         most = 0 if request is None else request.max_side**2
         work = Work(lease, most, self._clock() + self._lease_s / RENEWALS)
         self._works.add(work)
+        self._has_begun.set()
         work.task = asyncio.create_task(self._work(work))
         work.task.add_done_callback(lambda task: self._ended(work, task))
 
@@ -309,10 +311,11 @@ class Runner:
     async def _keep_leases(self) -> None:
         """Renews leases, and stops the work on jobs whose lease is void: they were cancelled, or given to another."""
         while True:
+            if not self._works:
+                self._has_begun.clear()
+                await self._has_begun.wait()
             await asyncio.sleep(LOOK_S)
             works = list(self._works)
-            if not works:
-                continue
             try:
                 valid = await self._in_thread(self._store.queue.valid, [work.lease for work in works])
                 for work in works:

@@ -96,7 +96,7 @@ class Storage:
             gone = self._delete(names)
             if gone:
                 with self._database.write() as connection:
-                    deleted += sum(ledger.forget(connection, name) for name in gone)
+                    deleted += ledger.forget(connection, gone)
             if len(gone) < DELETED_AT_A_TIME:
                 return deleted
 
