@@ -91,12 +91,14 @@ class CodecSettings(StrictModel):
             An eighth is kept for small ones, so that none waits for a large one.
         decode_timeout_s: of work on one photograph; its process is killed after that.
         decoder_processes: photographs that are decoded at a time, each in a process of its own; others wait.
+        background_places: photographs of jobs that are decoded or encoded at a time, so that requests find room.
     """
 
     max_pixels: PositiveInt = 64_000_000
     memory_bytes: Annotated[ByteSize, Field(gt=0)] = ByteSize(1464 * MIB)
     decode_timeout_s: PositiveFloat = 10
     decoder_processes: PositiveInt = 16
+    background_places: PositiveInt = 2
 
 
 class StylizerSettings(StrictModel):
@@ -247,7 +249,6 @@ class JobRunnerSettings(StrictModel):
         most_pictures: jobs that one replica works on at a time, at most.
         most_pixels: no further job is begun while those at work have so many, counted as they are painted.
         stylizer_places: pictures of jobs in each Stylizer, for all replicas together; others are left for requests.
-        codec_places: likewise, in each Codec.
         poll_s: how often an idle replica looks for jobs.
         sweep_s: how often each replica looks for what has expired.
         timeout_s: of one attempt at a picture, the time that it waits behind requests included.
@@ -256,8 +257,7 @@ class JobRunnerSettings(StrictModel):
     most_pictures: PositiveInt = 16
     most_pixels: PositiveInt = 64_000_000
     stylizer_places: PositiveInt = 8
-    codec_places: PositiveInt = 2
-    poll_s: PositiveFloat = 0.5
+    poll_s: PositiveFloat = 1
     sweep_s: PositiveFloat = 60
     timeout_s: PositiveFloat = 900
 

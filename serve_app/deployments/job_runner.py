@@ -33,7 +33,7 @@ FOLLOW_S = 5.0  # between two looks at how many replicas there are, and two repo
 OPEN_AGAIN_S = 5.0  # after an attempt to reach the database
 
 
-@serve.deployment(user_config={})
+@serve.deployment(user_config={}, ray_actor_options={"num_cpus": 0.1})
 class JobRunner:
     """Runs a `jobs.runner.Runner`. Serve stops it by `__del__`, which hands its jobs back.
 

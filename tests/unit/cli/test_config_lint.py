@@ -360,3 +360,31 @@ def test_prod_says_a_word_on_keys_and_so_does_local() -> None:
     for path in CONFIGS:
         deployments = yaml.safe_load(path.read_text())["applications"][0]["deployments"]
         assert deployments[0]["user_config"]["keys"] is False, path
+
+
+def with_runner(enabled: bool, **user_config: object) -> dict[str, Any]:
+    """The production config with a JobRunner."""
+    config = changed((*APPLICATION, "args", "jobs"), {"enabled": enabled, **CLUSTER_JOBS})
+    config["applications"][0]["deployments"].append({"name": "JobRunner", "user_config": user_config})
+    return config
+
+
+CLUSTER_JOBS = {"database_url": "postgresql+psycopg://animegan@db/animegan", "blobs_url": "s3://bucket/folder"}
+
+
+def test_runner_of_jobs_that_are_off_is_named_because_serve_would_refuse_it(findings: Findings) -> None:
+    assert findings(with_runner(enabled=True)) == []
+    (said,) = findings(with_runner(enabled=False))
+    assert said == (
+        "applications.0.deployments.3.name: there is no deployment JobRunner while jobs are off; set "
+        "applications.0.args.jobs.enabled, or leave the block out"
+    )
+
+
+def test_jobs_that_would_leave_no_place_for_requests_are_named(findings: Findings) -> None:
+    (said,) = findings(with_runner(enabled=True, stylizer_places=16))
+    assert said == (
+        "applications.0.deployments.3.user_config.stylizer_places: 16 is not under the Stylizer's max_ongoing_requests "
+        "(16), so jobs would leave no place for requests"
+    )
+    assert findings(with_runner(enabled=True, stylizer_places=15)) == []
