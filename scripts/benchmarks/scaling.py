@@ -15,6 +15,7 @@ import signal
 import sys
 import threading
 import time
+from collections.abc import AsyncIterator
 from typing import Any, cast
 
 import yaml
@@ -25,6 +26,7 @@ from benchmarks.monitor import CpuMeter
 from benchmarks.paths import LOCAL_CONFIG, STYLIZE_PATH
 from benchmarks.reporting import Row, collect, report
 from benchmarks.servers import DECODER, free_port, running
+from serve_app.cli.local_cluster.environment import ray_environment
 
 PAINT_S = 0.25
 CLIENTS = 4  # for each Stylizer: one image is painted, the others are decoded or encoded, or wait
@@ -52,7 +54,7 @@ def application(replicas: int, paint_s: float) -> Any:
 
     from serve_app.deployments.codec import Codec
     from serve_app.deployments.ingress import Ingress
-    from serve_app.deployments.steps import Decoded, Painted, fetch_async, hand_over
+    from serve_app.deployments.steps import Handed, Painted, fetch_async, hand_over
     from serve_app.frames import Frame
     from serve_app.queueing.batching import Batcher, SerialDevice
     from serve_app.settings import Settings
@@ -61,9 +63,9 @@ def application(replicas: int, paint_s: float) -> Any:
         def __init__(self) -> None:
             self.batcher: Batcher[str, Frame, Frame] = Batcher(SerialDevice(self._paint), 1)
 
-        async def paint(self, decoded: Decoded, style: str, expires_s: float | None = None) -> Painted:
-            done = await self.batcher.submit(style, await fetch_async(decoded.frame))
-            return Painted(hand_over(done.result), 1000 * done.ran_s)
+        async def paint(self, handed: Handed, style: str, expires_s: float | None = None) -> AsyncIterator[Painted]:
+            done = await self.batcher.submit(style, await fetch_async(handed))
+            yield Painted(hand_over(done.result), 1000 * done.ran_s)
 
         async def _paint(self, style: str, frames: list[Frame]) -> list[Frame | Exception]:
             await asyncio.sleep(paint_s * len(frames))
@@ -78,7 +80,7 @@ def application(replicas: int, paint_s: float) -> Any:
     # Serve's decorator makes Deployments of these classes, and types them as if it did not.
     ingress, codec = (cast("serve.Deployment", part) for part in (Ingress, Codec))
     codec = codec.options(**options["Codec"])
-    return ingress.options(**options["Ingress"]).bind(Settings(device="cpu"), codec.bind(), stylizer.bind())
+    return ingress.options(**options["Ingress"]).bind(Settings(device="cpu"), codec.bind(stylizer.bind()))
 
 
 def run_server(replicas: int, port: int, paint_s: float) -> None:
@@ -106,7 +108,7 @@ def measure(options: argparse.Namespace, replicas: int) -> Row:
     port = free_port()
     command = [sys.executable, "-m", "benchmarks.scaling", "--replicas", str(replicas), "--port", str(port)]
     command += ["--paint-seconds", str(options.paint_seconds)]
-    variables = {"RAY_ADDRESS": "local", "RAY_USAGE_STATS_ENABLED": "0"}
+    variables = {"RAY_ADDRESS": "local", "RAY_USAGE_STATS_ENABLED": "0", **ray_environment(dashboard=False)}
     clients = options.clients * replicas
     ideal = replicas / options.paint_seconds  # images a second
     with running(command, port, options.scratch / f"scaling-{replicas}.log", **variables) as server:

@@ -1,16 +1,19 @@
-"""The number of Stylizers, decided by pixels: one request may be sixty times the work of another.
+"""How many Stylizers and Codecs there are.
 
-The YAML names `PixelBacklog` as the deployment's autoscaling policy. Serve applies its delays, factors and bounds to
-the number that the policy returns.
+The YAML names `PixelBacklog` and `Work` as the autoscaling policies of the two deployments. Serve applies its delays,
+factors and bounds to the number that a policy returns. Stylizers are counted by pixels: one request may be sixty times
+the work of another.
 """
 
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any, Protocol
 
 from serve_app.queueing.rate import DecayingRate
 
+WORKING = "working"
 STATS = ("busy", "waiting_pixels", "jobs_here", "jobs_queued", "pixels_per_second", "pixels_per_picture")
 
 # Of the measured rates, in seconds of device time. As long as the Ingress's, so that both judge a backlog by the same
@@ -22,7 +25,7 @@ JOBS_NEWS_S = 15.0  # for which a Stylizer believes what a JobRunner has told it
 
 
 class Context(Protocol):
-    """The part of Serve's AutoscalingContext that the policy reads."""
+    """The part of Serve's AutoscalingContext that the policies read."""
 
     current_num_replicas: int
     target_num_replicas: int
@@ -123,3 +126,60 @@ class WorkReport:
             pixels_per_second / images_per_second if images_per_second else 0.0,
         )
         return dict(zip(STATS, figures, strict=True))
+
+
+class Work:
+    """An autoscaling policy: enough replicas for the work in progress, which is less than the calls in progress.
+
+    A call of a Codec lasts until its painting is encoded. While the Stylizer paints, the Codec has nothing to do.
+
+    Args:
+        target: photographs and paintings that one replica should be working on.
+    """
+
+    def __init__(self, target: float = 2.0) -> None:
+        self._target = target
+
+    def __call__(self, ctx: Context) -> tuple[float, dict[str, Any]]:
+        """Returns the number of replicas that are needed, not rounded, and an empty state."""
+        working = ((ctx.aggregated_metrics or {}).get(WORKING) or {}).values()
+        if not working:  # no replica has reported yet
+            return ctx.target_num_replicas, {}
+        return sum(working) / self._target, {}
+
+
+class Occupancy:
+    """Measures how many things a replica works on at a time, for `Work`.
+
+    Args:
+        clock: seconds, monotonic.
+    """
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._count = 0
+        self._product_s = 0.0  # of the count and the seconds that it lasted, since the last report
+        self._changed_s = self._reported_s = clock()
+
+    @contextmanager
+    def one(self) -> Iterator[None]:
+        """Counts one more inside the block."""
+        self._change(1)
+        try:
+            yield
+        finally:
+            self._change(-1)
+
+    def report(self) -> dict[str, float]:
+        """Returns the average since the last report, and begins a new period."""
+        self._change(0)
+        period_s, self._reported_s = self._changed_s - self._reported_s, self._changed_s
+        average = self._product_s / period_s if period_s > 0 else float(self._count)
+        self._product_s = 0.0
+        return {WORKING: average}
+
+    def _change(self, by: int) -> None:
+        now = self._clock()
+        self._product_s += self._count * (now - self._changed_s)
+        self._changed_s = now
+        self._count += by

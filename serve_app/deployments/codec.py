@@ -1,18 +1,23 @@
-"""The CPU preprocessing replica: decodes photographs in processes of its own, and encodes painted frames."""
+"""The CPU preprocessing replica: decodes photographs in processes of its own, has them painted, and encodes them."""
 
 import asyncio
 import time
+from collections.abc import AsyncIterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractAsyncContextManager, nullcontext
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from ray import serve
 from ray.exceptions import RayError
+from ray.serve.handle import DeploymentHandle
 
-from serve_app.deployments.steps import Decoded, Encoded, Painted, fetch, frame_lost, hand_over
+from serve_app.deployments.autoscaling import Occupancy
+from serve_app.deployments.calls import Callee
+from serve_app.deployments.steps import Handed, Painted, Stylized, fetch, frame_lost, hand_over, is_small
 from serve_app.errors import RequestError
-from serve_app.frames import DecodedImage, ImageFormat, StylizeRequest
+from serve_app.frames import DecodedImage, Size, StylizeRequest
 from serve_app.images.encode import encode
 from serve_app.images.header import ImageHeader
 from serve_app.images.pool import DecodeLimits, DecoderPool
@@ -23,61 +28,115 @@ ENCODERS = 4  # paintings encoded at a time
 
 @serve.deployment(user_config={})
 class Codec:
-    """Decodes in processes that can be killed, since uploads may be hostile; encodes its own frames in threads.
+    """Decodes in processes that can be killed, since uploads may be hostile; encodes the Stylizer's frames in threads.
 
-    A refusal is returned, not raised: Serve logs a traceback for every exception, and a user's mistake is not a fault.
+    A refusal is yielded, not raised: Serve logs a traceback for every exception, and a user's mistake is not a fault.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, stylizer: DeploymentHandle[Any]) -> None:
         self.settings = CodecSettings()
         self.pool = DecoderPool(self.settings.decoder_processes, self.settings.memory_bytes)
         self.encoders = ThreadPoolExecutor(ENCODERS, "encode")
+        self.stylizer = Callee(stylizer)
+        self.occupancy = Occupancy()
+        self.background = asyncio.Semaphore(self.settings.background_places)
 
     def reconfigure(self, user_config: dict[str, Any]) -> None:
         """Takes new settings; Serve calls it at the start and when the config changes."""
         self.settings = load_settings(CodecSettings, user_config, "Codec.user_config")
+        self.background = asyncio.Semaphore(self.settings.background_places)
         self.pool.resize(self.settings.decoder_processes, self.settings.memory_bytes)
 
-    async def decode(
-        self, upload: NDArray[np.uint8], header: ImageHeader, request: StylizeRequest
-    ) -> Decoded | RequestError:
-        """Decodes a photograph and resizes it to the size it is painted at; ends at once when the call is cancelled."""
-        began = time.perf_counter()
-        limits = DecodeLimits(self.settings.max_pixels, self.settings.decode_timeout_s)
+    async def stylize(
+        self,
+        upload: NDArray[np.uint8],
+        header: ImageHeader,
+        request: StylizeRequest,
+        expires_s: float,
+        background: bool = False,
+    ) -> AsyncIterator[Stylized | RequestError]:
+        """Decodes a photograph, has it painted and encodes the painting; ends at once when the call is cancelled.
+
+        Args:
+            upload: the file as it was uploaded.
+            header: as `read_header` has read it.
+            request: the client's options.
+            expires_s: seconds from now after which it must not be painted any more.
+            background: it is a job's, and those of people who wait go first.
+        """
+        turns: AbstractAsyncContextManager[Any] = self.background if background else nullcontext()
+        expires_at = time.monotonic() + expires_s
         try:
-            async with self.pool.decoded(upload.data, header, request, limits) as image:
-                return await asyncio.to_thread(stored, image, began)
+            async with turns:
+                decoded = await self.decode(upload, header, request)
+            left_s = expires_at - time.monotonic()
+            frame = decoded.frame
+            painted: Painted = await self.stylizer.call(
+                "paint", frame, request.style, left_s, background, is_small=is_small(frame)
+            )
+            async with turns:
+                stylized = await self.encode(painted, decoded, request)
+            yield stylized
         except RequestError as refusal:
-            return refusal
+            yield refusal
 
-    async def encode(
-        self, painted: Painted, decoded: Decoded, format: ImageFormat, quality: int | None
-    ) -> Encoded | RequestError:
-        """Encodes a painting, with the transparency of its photograph where the format has any."""
+    async def decode(self, upload: NDArray[np.uint8], header: ImageHeader, request: StylizeRequest) -> "Decoded":
+        """Decodes a photograph and resizes it to the size it is painted at.
+
+        Raises:
+            RequestError: what `DecoderPool.decoded` raises.
+        """
+        limits = DecodeLimits(self.settings.max_pixels, self.settings.decode_timeout_s)
+        with self.occupancy.one():
+            began = time.perf_counter()
+            async with self.pool.decoded(upload.data, header, request, limits) as image:
+                return await asyncio.to_thread(Decoded, image, began)
+
+    async def encode(self, painted: Painted, decoded: "Decoded", request: StylizeRequest) -> Stylized:
+        """Encodes a painting, with the transparency of its photograph where the format has any.
+
+        Raises:
+            Lost: if the painting has gone with the process that made it.
+        """
         loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(self.encoders, encoded, painted, decoded, format, quality)
+        with self.occupancy.one():
+            return await loop.run_in_executor(self.encoders, encoded, painted, decoded, request)
+
+    async def record_autoscaling_stats(self) -> dict[str, float]:
+        """Returns the figure that `autoscaling.Work` decides by."""
+        return self.occupancy.report()
 
 
-def stored(image: DecodedImage, began: float) -> Decoded:
-    """Hands a decoded image over to the replica that paints it."""
-    return Decoded(
-        hand_over(image.frame),
-        None if image.alpha is None else hand_over(image.alpha),
-        image.original,
-        image.size,
-        elapsed_ms(began),
-    )
+class Decoded:
+    """A decoded photograph on its way to the Stylizer and back.
+
+    Attributes:
+        frame: that is to be painted.
+        alpha: the transparency; None where the photograph is opaque.
+        original: its upright size before resizing.
+        painted: the size of its frame.
+        took_ms: milliseconds of decoding and resizing.
+    """
+
+    def __init__(self, image: DecodedImage, began: float) -> None:
+        self.frame: Handed = hand_over(image.frame)
+        self.alpha: Handed | None = None if image.alpha is None else hand_over(image.alpha)
+        self.original: Size = image.original
+        self.painted: Size = image.size
+        self.took_ms = elapsed_ms(began)
 
 
-def encoded(painted: Painted, decoded: Decoded, format: ImageFormat, quality: int | None) -> Encoded | RequestError:
+def encoded(painted: Painted, decoded: Decoded, request: StylizeRequest) -> Stylized:
     """Encodes a painting."""
     began = time.perf_counter()
     try:
         alpha = None if decoded.alpha is None else fetch(decoded.alpha)
         frame = fetch(painted.frame)
     except RayError:
-        return frame_lost("painted")
-    return Encoded(encode(frame, alpha, format, quality), elapsed_ms(began))
+        raise frame_lost("painted") from None
+    data = encode(frame, alpha, request.format, request.quality)
+    worked_ms = {"decode": decoded.took_ms, "paint": painted.took_ms, "encode": elapsed_ms(began)}
+    return Stylized(data, decoded.original, decoded.painted, worked_ms)
 
 
 def elapsed_ms(began: float) -> float:

@@ -1,56 +1,53 @@
-"""The HTTP replica: bytes in, bytes out. It sends a photograph from step to step and never touches pixels."""
+"""The HTTP replica: bytes in, bytes out. It admits photographs, hands them to the Codec and never touches pixels."""
 
 import asyncio
-import logging
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-import numpy as np
 from ray import serve
-from ray.exceptions import RayError, RayTaskError
 from ray.serve.context import _get_global_client
-from ray.serve.exceptions import BackPressureError, RayServeException
 from ray.serve.handle import DeploymentHandle
 from ray.serve.metrics import Counter, Gauge
 from starlette.types import ASGIApp
 
 from serve_app.deployments import metrics
-from serve_app.deployments.cancellation import DisconnectOnCancel, is_cancellation, log_no_cancellations
+from serve_app.deployments.cancellation import DisconnectOnCancel, log_no_cancellations
+from serve_app.deployments.graph import Graph, encoded_image, most_painted_pixels
 from serve_app.deployments.idle import IdleRelease
 from serve_app.deployments.proxy import warn_without_guard
-from serve_app.deployments.steps import LOST_RETRY_AFTER_S, Decoded, Encoded, Painted
 from serve_app.engine.allocator import return_large_buffers
-from serve_app.errors import DeadlineExceeded, Lost, RequestError, TooBusy
-from serve_app.frames import Client, EncodedImage, Receipt, StylizeRequest
-from serve_app.images.encode import MEDIA_TYPES
-from serve_app.images.header import ImageHeader, read_header
-from serve_app.images.resize import painted_size
+from serve_app.errors import RequestError, TooBusy
+from serve_app.frames import Client, EncodedImage, StylizeRequest
+from serve_app.images.header import read_header
 from serve_app.queueing.admission import AdmissionController, Limits, QueueFull
 from serve_app.settings import IngressSettings, Settings, load_settings
 from serve_app.styles.catalogue import find_style, installed_styles, read_catalogue
 from serve_app.web.keys import KeyRing, Keys, load_keys
 from serve_app.web.routes import create_app
 
-logger = logging.getLogger(__name__)
-
 READY_CACHE_S = 1.0  # load balancers ask often, and each question goes to Serve's one controller
-# Retry-After of Serve's own queues, as in prod.yaml. Admission is stricter, so they fill only if the settings disagree.
-SERVE_RETRY_AFTER_S = 3
-MAX_ATTEMPTS = 3  # at one photograph: painting is pure, so it can be repeated after a replica has died
 
 
 @serve.deployment(user_config={})
 @serve.ingress()
 class Ingress:
-    """Implements `serve_app.web.pipeline.Pipeline` over deployment handles."""
+    """Implements `serve_app.web.pipeline.Pipeline` over deployment handles.
 
-    def __init__(self, settings: Settings, codec: DeploymentHandle[Any], stylizer: DeploymentHandle[Any]) -> None:
+    Args:
+        settings: of the application.
+        codec: decodes, has a Stylizer paint, and encodes.
+        job_runner: where there are jobs. It looks for them in the database, so nothing is sent to it; Serve starts what
+            a deployment is given.
+    """
+
+    def __init__(
+        self, settings: Settings, codec: DeploymentHandle[Any], job_runner: DeploymentHandle[Any] | None = None
+    ) -> None:
         return_large_buffers()  # uploads, before all
         log_no_cancellations()
-        self.codec = codec
-        self.stylizer = stylizer
+        self.graph = Graph(codec)
         self.settings = IngressSettings()
         self.keys: Keys = KeyRing()  # lets nobody in, until `reconfigure` has read the settings
         self.admission = AdmissionController(admission_limits(self.settings))
@@ -85,8 +82,8 @@ class Ingress:
         try:
             header = read_header(data)
             with self.admitted(client, most_painted_pixels(header, request)):
-                steps = await self.with_deadline(data, header, request)
-                return encoded_image(request, steps, 1000 * (time.monotonic() - began))
+                stylized = await self.graph.stylize(data, header, request)
+                return encoded_image(request, stylized, 1000 * (time.monotonic() - began))
         except RequestError as refusal:
             self.refusals.inc(tags={"code": refusal.code})
             raise
@@ -130,64 +127,6 @@ class Ingress:
         ):
             gauge.set(value)
 
-    async def with_deadline(
-        self, data: bytes, header: ImageHeader, request: StylizeRequest
-    ) -> tuple[Decoded, Painted, Encoded]:
-        """Runs the pipeline within the request's `timeout_s`.
-
-        Raises:
-            DeadlineExceeded: if that has passed. An image that has not been painted by then never is.
-        """
-        try:
-            async with asyncio.timeout(request.timeout_s) as timeout:
-                return await self.run_with_retries(data, header, request, timeout)
-        except TimeoutError:
-            raise DeadlineExceeded(
-                f"The picture was not painted within the {request.timeout_s:g} seconds that it was given. Allow more "
-                "time, or try again later."
-            ) from None
-
-    async def run_with_retries(
-        self, data: bytes, header: ImageHeader, request: StylizeRequest, timeout: asyncio.Timeout
-    ) -> tuple[Decoded, Painted, Encoded]:
-        """Runs the pipeline again if a replica or its node has died while it held the photograph or its frame.
-
-        Raises:
-            Lost: if that has happened `MAX_ATTEMPTS` times.
-        """
-        for attempt in range(1, MAX_ATTEMPTS + 1):
-            try:
-                return await self.run_pipeline(data, header, request, timeout)
-            except (RayError, RayServeException, Lost) as error:
-                if not is_lost(error):
-                    raise
-                reason = str(error).partition("\n")[0][:200]
-                logger.warning(
-                    "attempt %d at a picture was lost with what worked on it (%s: %s)",
-                    attempt,
-                    type(error).__name__,
-                    reason,
-                )
-        raise Lost(
-            "The processes that worked on the picture were lost, several times; try again later.",
-            retry_after_s=LOST_RETRY_AFTER_S,
-        )
-
-    async def run_pipeline(
-        self, data: bytes, header: ImageHeader, request: StylizeRequest, timeout: asyncio.Timeout
-    ) -> tuple[Decoded, Painted, Encoded]:
-        """Decodes, paints and encodes.
-
-        Each step is sent when the one before has ended: Ray starts the calls of one caller to an actor in order, so an
-        encode that was sent before its painting is there would hold up every decode behind it.
-        """
-        upload = np.frombuffer(data, np.uint8)  # an array goes to the object store as it is; bytes are pickled first
-        decoded: Decoded = await call(self.codec.decode, upload, header, request)
-        expires_s = (timeout.when() or 0) - asyncio.get_running_loop().time()
-        painted: Painted = await call(self.stylizer.paint, decoded, request.style, expires_s)
-        encoded: Encoded = await call(self.codec.encode, painted, decoded, request.format, request.quality)
-        return decoded, painted, encoded
-
     async def is_ready(self) -> bool:
         """Returns whether a model replica has painted its warm-up image."""
         answer, asked = self._ready
@@ -195,52 +134,6 @@ class Ingress:
             answer = await asyncio.to_thread(has_running_replica, "Stylizer")
             self._ready = (answer, time.monotonic())
         return answer
-
-
-async def call(method: Any, *args: Any) -> Any:
-    """Calls a replica's method and returns its answer.
-
-    Raises:
-        RequestError: the refusal that the replica answered.
-        TooBusy: if Serve's own queue before the replica is full.
-    """
-    response = method.remote(*args)
-    try:
-        answer = await response
-    except BackPressureError:
-        detail = "Too many pictures are waiting; try again shortly."
-        raise TooBusy(detail, retry_after_s=SERVE_RETRY_AFTER_S) from None
-    except asyncio.CancelledError:  # the client has disconnected, or the deadline has passed
-        response.cancel()
-        raise
-    if isinstance(answer, RequestError):
-        raise answer
-    return answer
-
-
-def most_painted_pixels(header: ImageHeader, request: StylizeRequest) -> int:
-    """Returns how many pixels of a photograph will be painted; the most there can be if its header does not tell.
-
-    Raises:
-        TooSmall: if a painted side would be under the generator's minimum.
-    """
-    if header.stored is None:
-        return request.max_side**2
-    return painted_size(header.stored, request.max_side, request.multiple).pixels
-
-
-def encoded_image(request: StylizeRequest, steps: tuple[Decoded, Painted, Encoded], total_ms: float) -> EncodedImage:
-    """Returns the answer with its receipt; whatever was not work in one of the steps was waiting in queues."""
-    decoded, painted, encoded = steps
-    worked_ms = decoded.took_ms + painted.took_ms + encoded.took_ms
-    timings_ms = {
-        "decode": decoded.took_ms,
-        "queue": max(total_ms - worked_ms, 0.0),
-        "paint": painted.took_ms,
-        "encode": encoded.took_ms,
-    }
-    receipt = Receipt(request.style, decoded.original, decoded.painted, timings_ms)
-    return EncodedImage(encoded.data, MEDIA_TYPES[request.format], receipt)
 
 
 def admission_limits(settings: IngressSettings) -> Limits:
@@ -259,13 +152,6 @@ def http_host() -> str | None:
     assert client is not None  # this runs in a replica
     host: str | None = client.http_config.host
     return host
-
-
-def is_lost(error: Exception) -> bool:
-    """Returns whether a process, a node or an object was lost, which says nothing about the photograph."""
-    if isinstance(error, RayTaskError):  # raised inside a replica: by its code, or because an argument was lost
-        return isinstance(error.cause, RayError | RayServeException) and is_lost(error.cause)
-    return not is_cancellation(error)
 
 
 def has_running_replica(deployment: str) -> bool:

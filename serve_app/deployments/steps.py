@@ -1,9 +1,8 @@
-"""The answers of the replicas to the Ingress, one class for each step.
+"""What the replicas answer each other, and how frames travel between them.
 
-Frames stay in Ray's object store: an answer holds a reference to its frame, which the Ingress hands to the next replica
-without opening it. So frames go from replica to replica directly, whatever node they are on, and the Ingress knows the
-outcome of a step as soon as the step has ended. Frames of a few kilobytes travel in the answers themselves: the object
-store took a quarter of the CPU time beside the painting of so small a picture.
+Large frames lie in Ray's object store: a call and its answer hold a reference, so that frames go from replica to
+replica directly, whatever node they are on. Small frames travel in the calls themselves, because the object store takes
+more time than they do.
 """
 
 from dataclasses import dataclass
@@ -16,7 +15,7 @@ from numpy.typing import NDArray
 from serve_app.errors import Lost
 from serve_app.frames import Size
 
-INLINE_BYTES = 48 * 2**10  # 128 x 128 pixels; Ray would put answers above 100 kB into the object store by itself
+SMALL_BYTES = 2**20  # 512 x 512 pixels and their transparency; above that the object store takes less CPU time
 LOST_RETRY_AFTER_S = 5  # a replica takes some seconds to come back
 
 
@@ -25,8 +24,13 @@ Handed = Union[Pixels, "ray.ObjectRef[Any]"]  # pixels, or a reference to them
 
 
 def hand_over(pixels: Pixels) -> Handed:
-    """Returns what an answer carries of pixels: a copy of a few, a reference to many."""
-    return pixels.copy() if pixels.nbytes <= INLINE_BYTES else ray.put(pixels)
+    """Returns what a call carries of pixels: a copy if they are few, else a reference."""
+    return pixels.copy() if is_small(pixels) else ray.put(pixels)
+
+
+def is_small(handed: Handed) -> bool:
+    """Returns whether a call carries the pixels themselves."""
+    return isinstance(handed, np.ndarray) and handed.nbytes <= SMALL_BYTES
 
 
 def fetch(handed: Handed) -> Pixels:
@@ -53,27 +57,8 @@ def frame_lost(step: str) -> Lost:
 
 
 @dataclass(frozen=True)
-class Decoded:
-    """A decoded photograph.
-
-    Attributes:
-        frame: that is to be painted.
-        alpha: the transparency; None where the photograph is opaque.
-        original: its upright size before resizing.
-        painted: the size of its frame.
-        took_ms: milliseconds of decoding and resizing.
-    """
-
-    frame: Handed
-    alpha: Handed | None
-    original: Size
-    painted: Size
-    took_ms: float
-
-
-@dataclass(frozen=True)
 class Painted:
-    """A painted frame.
+    """The Stylizer's answer: a painted frame.
 
     Attributes:
         frame: the painting.
@@ -85,13 +70,17 @@ class Painted:
 
 
 @dataclass(frozen=True)
-class Encoded:
-    """The bytes of an image file.
+class Stylized:
+    """The Codec's answer: a painting as the bytes of an image file.
 
     Attributes:
         data: the file.
-        took_ms: milliseconds of encoding.
+        original: the photograph's upright size before resizing.
+        painted: the size of the painting.
+        worked_ms: milliseconds of work in each step, in the order of the steps.
     """
 
     data: bytes
-    took_ms: float
+    original: Size
+    painted: Size
+    worked_ms: dict[str, float]

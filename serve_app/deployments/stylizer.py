@@ -7,6 +7,7 @@ import asyncio
 import logging
 import os
 import time
+from collections.abc import AsyncIterator
 from typing import TYPE_CHECKING, Any
 
 import ray
@@ -16,7 +17,7 @@ from ray.serve.metrics import Gauge, Histogram
 
 from serve_app.deployments import metrics
 from serve_app.deployments.autoscaling import WorkReport
-from serve_app.deployments.steps import Decoded, Painted, fetch_async, frame_lost, hand_over
+from serve_app.deployments.steps import Handed, Painted, fetch_async, frame_lost, hand_over
 from serve_app.engine.slots import Slot
 from serve_app.errors import RequestError, UnknownStyle
 from serve_app.frames import Frame, Size
@@ -53,30 +54,40 @@ class Stylizer:
         self.batcher.background_after_s = self.settings.background_after_s
 
     async def paint(
-        self, decoded: Decoded, style: str, expires_s: float | None = None, background: bool = False
-    ) -> Painted | RequestError:
+        self, handed: Handed, style: str, expires_s: float | None = None, background: bool = False
+    ) -> AsyncIterator[Painted | RequestError]:
         """Paints the frame of a decoded photograph.
 
         Args:
-            decoded: holds the reference to the frame.
+            handed: the frame, or a reference to it.
             style: name of an installed style.
             expires_s: seconds from now after which it must not be painted any more.
             background: it is a job's, and those of people who wait go first.
 
-        Returns:
-            A reference to the painted frame, or a refusal: raised, Serve would log a traceback of it.
+        Yields:
+            The painted frame, or a refusal: raised, Serve would log a traceback of it.
         """
-        if style not in self.stylist.styles:  # on another node than the Ingress, a file may be missing or damaged
-            return UnknownStyle(f"The style {style!r} cannot be painted here: its file is missing or damaged.")
         try:
-            frame: Frame = await fetch_async(decoded.frame)
-        except RayError:
-            return frame_lost("decoded")
-        try:
-            size = decoded.painted
-            done = await self.batcher.submit((style, size), frame, size.pixels, expires_s, background)
+            yield await self.painted(handed, style, expires_s, background)
         except RequestError as refusal:
-            return refusal
+            yield refusal
+
+    async def painted(self, handed: Handed, style: str, expires_s: float | None, background: bool) -> Painted:
+        """Paints a frame when its turn has come.
+
+        Raises:
+            UnknownStyle: on another node than the Ingress, a file may be missing or damaged.
+            Lost: if the frame has gone with the process that made it.
+            RequestError: the refusal of the batcher or of the device.
+        """
+        if style not in self.stylist.styles:
+            raise UnknownStyle(f"The style {style!r} cannot be painted here: its file is missing or damaged.")
+        try:
+            frame: Frame = await fetch_async(handed)
+        except RayError:
+            raise frame_lost("decoded") from None
+        size = Size(*frame.shape[:2])
+        done = await self.batcher.submit((style, size), frame, size.pixels, expires_s, background)
         return Painted(hand_over(done.result), 1000 * done.ran_s)
 
     def reserve(self, key: Key, same_key: int, waiting: int, room: int) -> Slot | None:

@@ -33,6 +33,7 @@ from serve_app.settings import MIB, GuardSettings
 from serve_app.web.clients import client_address
 from serve_app.web.connection import MAX_HEADER_BYTES, PROBLEM_TYPE, headers_too_large
 from serve_app.web.intake import Body, ClientGone, Intake, take_in
+from serve_app.web.refusals import HeldRefusals, key_of
 from serve_app.web.uploads import FORM_OVERHEAD_BYTES, too_many_bytes
 
 Headers = list[tuple[bytes, bytes]]
@@ -119,6 +120,7 @@ class Guard:
         self.site = site or Site()
         self.gate = FairGate(self.settings.max_forwarded, self.settings.max_forwarded_bytes)
         self.intake = Intake(self.settings, lambda: self.gate.retry_after_s)
+        self.refusals = HeldRefusals()
         self._app = app
         self._observer: GuardObserver = observer or Unobserved()
         self._dropped = CONTROL_HEADERS | {WAITED.encode(), dashed(self.site.session_header.encode())}
@@ -155,6 +157,8 @@ class Guard:
         if announced > limit:
             raise too_many_bytes(limit, announced)
         client = self._client(scope)
+        key = key_of(scope["path"], client, credentials(headers))
+        self.refusals.check(key)
         try:
             with self.intake.place(client, announced) as body:
                 self._observer.holds(self)
@@ -162,6 +166,10 @@ class Guard:
                 await self._forward_body(scope, request, answer, client, body)
         finally:
             self._observer.holds(self)
+        if answer.too_busy:
+            self.refusals.hold(key, answer.too_busy)
+        else:
+            self.refusals.release(key)
 
     async def _forward_body(self, scope: Scope, request: "Incoming", answer: "Answer", client: str, body: Body) -> None:
         """Waits for the turn of a request whose body has arrived, and forwards it."""
@@ -312,6 +320,7 @@ class Answer:
         has_begun: whether something has been sent.
         instead: a refusal that the client is to get in place of Serve's bare text.
         may_replace: whether a bare text is Serve's at all.
+        too_busy: the problem document, if the service has refused the request because too many are waiting.
     """
 
     def __init__(self, send: Send) -> None:
@@ -319,12 +328,17 @@ class Answer:
         self.has_begun = False
         self.instead: RequestError | None = None
         self.may_replace = False
+        self.too_busy = b""
+        self._is_too_busy = False
         self._send = send
 
     async def send(self, message: Message) -> None:
         """Passes a message of the service on."""
-        if message["type"] == "http.response.start" and self.may_replace:
-            self.instead = in_own_words(message)
+        if message["type"] == "http.response.start":
+            self.instead = in_own_words(message) if self.may_replace else None
+            self._is_too_busy = is_too_busy(message)
+        elif self._is_too_busy:
+            self.too_busy += message.get("body", b"")
         if self.instead is None:
             self.has_begun = True
             await self._send(message)
@@ -352,6 +366,12 @@ class Answer:
             headers.append((b"connection", b"close"))
         await self._send({"type": "http.response.start", "status": refusal.status, "headers": headers})
         await self._send({"type": "http.response.body", "body": body, "more_body": is_last})
+
+
+def is_too_busy(start: Message) -> bool:
+    """Returns whether an answer is the service's own refusal of one picture too many."""
+    types = [value for name, value in start.get("headers", []) if name == b"content-type"]
+    return start["status"] == TooBusy.status and types == [PROBLEM_TYPE.encode()]
 
 
 def in_own_words(start: Message) -> RequestError | None:
@@ -446,6 +466,11 @@ def content_length(headers: Headers) -> int:
     """Returns the announced length of a body in bytes; 0 if there is none."""
     lengths = [value for name, value in headers if name == b"content-length"]
     return int(lengths[0]) if lengths and lengths[0].isdigit() else 0
+
+
+def credentials(headers: Headers) -> list[bytes]:
+    """Returns what a client shows to be let in."""
+    return [value for name, value in headers if name in (b"authorization", b"x-api-key")]
 
 
 def with_length(headers: Headers, size: int) -> Headers:

@@ -30,7 +30,7 @@ from shared import ROOT
 
 GIB = 2**30
 PROD: dict[str, Any] = yaml.safe_load((ROOT / "configs" / "prod.yaml").read_text())
-OVERRIDDEN = {"device", "memory", "upscale_delay_s", "downscale_delay_s", "proxy_location", "port"}
+OVERRIDDEN = {"resources", "device", "memory", "upscale_delay_s", "downscale_delay_s", "proxy_location", "port"}
 DEPLOYMENTS = ("Ingress", "Codec", "Stylizer")
 
 
@@ -44,6 +44,8 @@ def on_these_nodes(port: int) -> dict[str, Any]:
     for deployment in application["deployments"]:
         deployment["ray_actor_options"]["memory"] = GIB
         deployment["autoscaling_config"] |= {"upscale_delay_s": 2, "downscale_delay_s": 8}
+        if deployment["name"] == "Ingress":  # which must not die with a node: its connections would
+            deployment["ray_actor_options"]["resources"] = {"head": 0.01}
     return config
 
 
@@ -166,11 +168,17 @@ def load(nodes: Nodes, clients: int = 4, side: int = 96) -> Iterator[Load]:
 def nodes() -> Iterator[Nodes]:
     cluster = Cluster(
         initialize_head=True,
-        head_node_args={"num_cpus": 6, "memory": 64 * GIB, "object_store_memory": GIB, "include_dashboard": False},
+        head_node_args={
+            "num_cpus": 6,
+            "memory": 64 * GIB,
+            "object_store_memory": GIB,
+            "include_dashboard": False,
+            "resources": {"head": 1},
+        },
     )
     ray.init(address=cluster.address, namespace="serve", log_to_driver=False)
     started = Nodes(cluster, free_port())
-    # Ingress and Codec have gone to the head before there is a node with a GPU, so that killing one does not kill them.
+    # The Codec has gone to the head before there is a node with a GPU, so that killing one does not kill it.
     wait_for(lambda: started.replicas("Ingress") and started.replicas("Codec"), 60)
     started.add_gpu()
     wait_for(started.is_settled, 120)

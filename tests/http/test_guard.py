@@ -16,7 +16,8 @@ from fakes import FakePipeline
 from pictures import photo_bytes
 from starlette.types import Receive, Scope, Send
 
-from serve_app.web import guard
+from serve_app.errors import TooBusy
+from serve_app.web import guard, refusals
 from serve_app.web.guard import Guard, Site
 from serve_app.web.routes import create_app
 
@@ -175,6 +176,26 @@ class TestTurns:
             assert 8 < pipeline.requests[-1].timeout_s <= 9
             post(address, PHOTO, "/v1/stylize?timeout_s=9", **{"X-Animegan-Waited-Seconds": "8.999"})
             assert 8 < pipeline.requests[-1].timeout_s <= 9  # only the guard is believed
+
+
+class TestHeldRefusals:
+    def test_a_client_that_was_refused_is_refused_for_a_moment_without_asking_the_service(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(refusals, "HELD_S", 60.0)
+        pipeline = FakePipeline()
+        pipeline.fault = TooBusy("9 pictures are waiting", 9, 10, "pixels", 3, 9)
+        with guarded(create_app(pipeline)) as address:
+            first = post(address, PHOTO)
+            pipeline.fault = None
+            again = post(address, PHOTO)
+            assert [answer.status_code for answer in (first, again)] == [429, 429]
+            assert again.json() == first.json()
+            assert again.headers["retry-after"] == first.headers["retry-after"] == "3"
+            assert code(again) == "too-busy"
+            assert len(pipeline.requests) == 1
+            assert post(address, PHOTO, **{"X-API-Key": "another client"}).status_code == 200
+            assert requests.get(f"{address}/v1/styles", timeout=60).status_code == 200
 
 
 class TestHeaders:

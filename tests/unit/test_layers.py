@@ -24,7 +24,7 @@ MAY_IMPORT = {  # a folder, or a module that lies in none; each may also import 
     "engine": BASE | {"styles"},
     "web": BASE | {"images", "queueing", "styles"},
     "painter": BASE | {"engine", "images", "styles"},
-    "deployments": BASE | PURE | {"engine", "web"},
+    "deployments": BASE | PURE | {"engine", "jobs", "web"},
     "app": BASE | PURE | {"engine", "web", "deployments"},
     "cli": BASE | PURE | {"engine", "web", "deployments", "app"},
     "": {"painter"},  # serve_app/__init__.py, lazily

@@ -1,4 +1,4 @@
-"""The number of Stylizers that the policy asks for, and the figures that it decides by."""
+"""The numbers of replicas that the policies ask for, and the figures that they decide by."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -7,7 +7,7 @@ import pytest
 import yaml
 from shared import ROOT
 
-from serve_app.deployments.autoscaling import STATS, PixelBacklog, WorkReport
+from serve_app.deployments.autoscaling import STATS, WORKING, Occupancy, PixelBacklog, Work, WorkReport
 
 
 class Now:
@@ -176,9 +176,43 @@ def test_report_holds_the_figures_that_the_policy_reads() -> None:
     assert tuple(WorkReport(Clock()).report(0, 0)) == STATS
 
 
-def test_prod_names_the_policy() -> None:
+def test_codecs_are_counted_by_what_they_work_on() -> None:
+    now = Now(1, {WORKING: [3.0, 1.5]}, queued=9)  # a queue before the Codecs says that the Stylizers are behind
+    assert Work(target=2)(now) == (2.25, {})
+    assert Work()(Now(3)) == (3, {})
+
+
+def test_occupancy_is_the_average_of_its_period() -> None:
+    clock = Clock()
+    occupancy = Occupancy(clock)
+    clock.now = 1
+    with occupancy.one():
+        clock.now = 2
+        with occupancy.one():
+            clock.now = 4
+    clock.now = 10
+    assert occupancy.report() == {WORKING: (1 + 2 * 2) / 10}
+    with occupancy.one():
+        clock.now = 20
+        assert occupancy.report() == {WORKING: 1.0}
+        assert occupancy.report() == {WORKING: 1.0}  # no time has passed
+    clock.now = 30
+    assert occupancy.report() == {WORKING: 0.0}
+
+
+def test_occupancy_ends_with_an_error() -> None:
+    clock = Clock()
+    occupancy = Occupancy(clock)
+    with pytest.raises(ValueError, match="broken"), occupancy.one():
+        raise ValueError("broken")
+    clock.now = 5
+    assert occupancy.report() == {WORKING: 0.0}
+
+
+@pytest.mark.parametrize(("name", "policy_class"), [("Stylizer", PixelBacklog), ("Codec", Work)])
+def test_prod_names_the_policies(name: str, policy_class: type) -> None:
     config = yaml.safe_load((ROOT / "configs" / "prod.yaml").read_text())
-    (stylizer,) = (d for d in config["applications"][0]["deployments"] if d["name"] == "Stylizer")
-    policy = stylizer["autoscaling_config"]["policy"]
-    assert policy["policy_function"] == "serve_app.deployments.autoscaling:PixelBacklog"
-    PixelBacklog(**policy["policy_kwargs"])
+    (deployment,) = (d for d in config["applications"][0]["deployments"] if d["name"] == name)
+    policy = deployment["autoscaling_config"]["policy"]
+    assert policy["policy_function"] == f"serve_app.deployments.autoscaling:{policy_class.__name__}"
+    policy_class(**policy["policy_kwargs"])

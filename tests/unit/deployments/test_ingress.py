@@ -1,4 +1,4 @@
-"""The Ingress beside its handles: which errors mean a lost process, its limits, and the receipt."""
+"""The Ingress beside its handles: its limits, its keys, and the receipt."""
 
 import asyncio
 import hashlib
@@ -8,54 +8,17 @@ from types import MethodType, SimpleNamespace
 from typing import Any, cast
 
 import pytest
-from ray import ObjectRef
-from ray.exceptions import (
-    ActorDiedError,
-    ActorUnavailableError,
-    ObjectLostError,
-    RayTaskError,
-    TaskCancelledError,
-    WorkerCrashedError,
-)
-from ray.serve.exceptions import RayServeException
 
 from serve_app.deployments import ingress as module
-from serve_app.deployments.ingress import Ingress, admission_limits, encoded_image, is_lost, most_painted_pixels
-from serve_app.deployments.steps import Decoded, Encoded, Painted
-from serve_app.errors import Lost, SettingsError, TooBusy, Unauthorized
+from serve_app.deployments.graph import encoded_image
+from serve_app.deployments.ingress import Ingress, admission_limits
+from serve_app.deployments.steps import Stylized
+from serve_app.errors import SettingsError, TooBusy, Unauthorized
 from serve_app.frames import Client, Size, StylizeRequest
-from serve_app.images.header import ImageHeader
 from serve_app.queueing.admission import AdmissionController
 from serve_app.settings import IngressSettings
 from serve_app.styles.catalogue import installed_styles, read_catalogue
 from serve_app.web.keys import KeyRing, KeysOff
-
-
-def raised_in_a_replica(cause: Exception) -> RayTaskError:
-    return RayTaskError("paint", "a traceback", cause)  # type: ignore[no-untyped-call]
-
-
-@pytest.mark.parametrize(
-    "error",
-    [
-        ActorDiedError(),
-        ActorUnavailableError("gone for now", None),
-        ObjectLostError("00", None, ""),
-        WorkerCrashedError(),
-        RayServeException("an upstream actor died"),
-        raised_in_a_replica(ActorDiedError()),
-        raised_in_a_replica(raised_in_a_replica(WorkerCrashedError())),
-    ],
-)
-def test_death_of_a_process_is_a_loss(error: Exception) -> None:
-    assert is_lost(error)
-
-
-@pytest.mark.parametrize(
-    "error", [TaskCancelledError(), raised_in_a_replica(ValueError("our fault")), raised_in_a_replica(MemoryError())]
-)
-def test_what_a_replica_raised_and_what_was_cancelled_is_none(error: Exception) -> None:
-    assert not is_lost(error)
 
 
 def test_admission_gets_its_limits_from_the_settings() -> None:
@@ -67,21 +30,11 @@ def test_admission_gets_its_limits_from_the_settings() -> None:
     assert (limits.most_pictures, limits.most_pixels) == (30, 1_000_000)
 
 
-@pytest.mark.parametrize(
-    ("stored", "pixels"), [(Size(60, 80), 60 * 80), (Size(6000, 8000), 768 * 1024), (None, 1024**2)]
-)
-def test_photograph_is_admitted_by_its_header_and_at_the_worst_case_without_one(
-    stored: Size | None, pixels: int
-) -> None:
-    request = StylizeRequest("toon", 1024, 4, "jpeg")
-    assert most_painted_pixels(ImageHeader("JPEG", stored), request) == pixels
-
-
 @pytest.mark.parametrize(("total_ms", "queue_ms"), [(500.0, 370.0), (100.0, 0.0)])
 def test_queue_is_all_the_time_that_was_not_work(total_ms: float, queue_ms: float) -> None:
-    frame: ObjectRef[Any] = ObjectRef.nil()
-    steps = Decoded(frame, None, Size(90, 120), Size(60, 80), 10.0), Painted(frame, 100.0), Encoded(b"jpeg", 20.0)
-    answer = encoded_image(StylizeRequest("toon", 80, 4, "jpeg"), steps, total_ms)
+    worked_ms = {"decode": 10.0, "paint": 100.0, "encode": 20.0}
+    stylized = Stylized(b"jpeg", Size(90, 120), Size(60, 80), worked_ms)
+    answer = encoded_image(StylizeRequest("toon", 80, 4, "jpeg"), stylized, total_ms)
     assert list(answer.receipt.timings_ms.items()) == [
         ("decode", 10.0),
         ("queue", queue_ms),
@@ -90,36 +43,6 @@ def test_queue_is_all_the_time_that_was_not_work(total_ms: float, queue_ms: floa
     ]
     assert (answer.data, answer.media_type) == (b"jpeg", "image/jpeg")
     assert (answer.receipt.style, answer.receipt.original, answer.receipt.painted) == ("toon", (90, 120), (60, 80))
-
-
-class DyingCodec:
-    """A handle whose replica dies with every photograph."""
-
-    def __init__(self) -> None:
-        self.calls = 0
-        self.decode = self
-
-    def remote(self, *_: object) -> "asyncio.Future[object]":
-        self.calls += 1
-        response: asyncio.Future[object] = asyncio.get_running_loop().create_future()
-        response.set_exception(ActorDiedError())
-        return response
-
-
-def test_photograph_that_was_lost_three_times_is_refused_with_a_time_to_come_back() -> None:
-    wrapped = cast("Any", Ingress).func_or_class  # constructed, it would want to be a replica
-    ingress = SimpleNamespace(codec=DyingCodec(), stylizer=None)
-    for name in ("run_pipeline", "run_with_retries", "with_deadline"):
-        setattr(ingress, name, MethodType(getattr(wrapped, name), ingress))
-
-    async def stylize() -> None:
-        request = StylizeRequest("toon", 80, 4, "jpeg", timeout_s=30)
-        await ingress.with_deadline(b"photo", ImageHeader("JPEG", Size(60, 80)), request)
-
-    with pytest.raises(Lost) as caught:
-        asyncio.run(stylize())
-    assert ingress.codec.calls == 3
-    assert (caught.value.status, caught.value.retry_after_s) == (503, 5)
 
 
 def bare_ingress(settings: IngressSettings) -> Any:

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from serve_app.deployments.steps import INLINE_BYTES, fetch, hand_over
+from serve_app.deployments.steps import SMALL_BYTES, fetch, hand_over, is_small
 
 
 @pytest.fixture
@@ -23,12 +23,13 @@ def test_small_frame_travels_in_the_answer_as_a_copy(store: dict[str, object]) -
     handed = hand_over(frame)
     frame[:] = 0
     assert store == {}
+    assert is_small(handed)
     assert (fetch(handed) == 7).all()
 
 
 def test_large_frame_stays_in_the_object_store(store: dict[str, object]) -> None:
-    frame = np.zeros((INLINE_BYTES // 3 + 1, 1, 3), np.uint8)
+    frame = np.zeros((SMALL_BYTES // 3 + 1, 1, 3), np.uint8)
     handed = hand_over(frame)
-    assert not isinstance(handed, np.ndarray)
+    assert not is_small(handed)
     assert list(store) == ["ref 0"]
     assert fetch(handed) is frame

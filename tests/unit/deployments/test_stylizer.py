@@ -11,15 +11,14 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from ray import ObjectRef
 
 from serve_app.deployments import stylizer as module
-from serve_app.deployments.steps import Decoded
+from serve_app.deployments.steps import Painted
 from serve_app.deployments.stylizer import Key, Stylizer
 from serve_app.engine.memory import MemoryModel
 from serve_app.engine.precision import Choice
 from serve_app.engine.stylist import Stylist
-from serve_app.errors import UnknownStyle
+from serve_app.errors import RequestError, UnknownStyle
 from serve_app.frames import Frame, Precision, Size
 from serve_app.queueing.waiting import Done
 from serve_app.settings import Settings
@@ -150,8 +149,10 @@ def test_process_ends_with_a_sentence_when_a_batch_runs_for_too_long(
 
 
 def test_style_that_this_replica_has_left_out_is_refused_with_404(stylizer: Stylizer) -> None:
-    frame: ObjectRef[Any] = ObjectRef.nil()
-    refusal = asyncio.run(stylizer.paint(Decoded(frame, None, FIRST, FIRST, 1.0), "missing"))
+    async def scene() -> list[Painted | RequestError]:
+        return [answer async for answer in stylizer.paint(frame_of(FIRST), "missing")]
+
+    (refusal,) = asyncio.run(scene())
     assert isinstance(refusal, UnknownStyle)
     assert str(refusal) == "The style 'missing' cannot be painted here: its file is missing or damaged."
 

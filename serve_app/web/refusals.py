@@ -1,0 +1,77 @@
+"""Refusals that hold for a moment: a client that was told to come back later is told so again without asking anybody.
+
+Who is refused often tries again at once, and a refusal by the Ingress costs many times the CPU time of one here. The
+queue moves meanwhile, so a refusal is not repeated for as long as its Retry-After says.
+"""
+
+import hashlib
+import json
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from serve_app.errors import TooBusy
+
+HELD_S = 0.5  # half a second of a queue that is seconds long: the device does not run dry of it
+MOST_CLIENTS = 4096
+
+
+@dataclass(frozen=True)
+class Held:
+    """A refusal, and until when it holds."""
+
+    refusal: TooBusy
+    until_s: float
+
+
+class HeldRefusals:
+    """The latest refusals, by client and route.
+
+    Args:
+        clock: seconds, monotonic.
+    """
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._held: dict[bytes, Held] = {}  # in order of their ends
+
+    def check(self, key: bytes) -> None:
+        """Raises the refusal that holds for a client, if there is one.
+
+        Raises:
+            TooBusy: with what the service said.
+        """
+        held = self._held.get(key)
+        if held is not None and held.until_s > self._clock():
+            raise held.refusal
+
+    def hold(self, key: bytes, document: bytes) -> None:
+        """Takes note of a problem document that the service has answered with 429."""
+        self._forget()
+        self._held.pop(key, None)
+        if len(self._held) < MOST_CLIENTS and (refusal := too_busy(document)) is not None:
+            self._held[key] = Held(refusal, self._clock() + HELD_S)
+
+    def release(self, key: bytes) -> None:
+        """Forgets the refusal of a client that has got in."""
+        self._held.pop(key, None)
+
+    def _forget(self) -> None:
+        now = self._clock()
+        while self._held and (first := next(iter(self._held))) and self._held[first].until_s <= now:
+            del self._held[first]
+
+
+def key_of(path: str, client: str, credentials: Sequence[bytes]) -> bytes:
+    """Returns what tells a client and its route apart from others; its credentials cannot be read from it."""
+    parts = [path.encode(), client.encode(), *credentials]
+    return hashlib.blake2b(b"\0".join(parts), digest_size=16).digest()
+
+
+def too_busy(document: bytes) -> TooBusy | None:
+    """Returns the refusal that a problem document states, if it is this one."""
+    said = json.loads(document)
+    if said["code"] != TooBusy.code:
+        return None
+    names = ("limit", "actual", "unit", "retry_after_s", "position")
+    return TooBusy(said["detail"], *(said.get(name) for name in names))
