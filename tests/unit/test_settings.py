@@ -85,7 +85,9 @@ def test_styles_dir_becomes_a_path() -> None:
     assert load_settings(Settings, {"styles_dir": "/srv/styles"}, "args").styles_dir == Path("/srv/styles")
 
 
-@pytest.mark.parametrize("model", [Settings, IngressSettings, CodecSettings, StylizerSettings, JobsSettings, JobRunnerSettings])
+@pytest.mark.parametrize(
+    "model", [Settings, IngressSettings, CodecSettings, StylizerSettings, JobsSettings, JobRunnerSettings]
+)
 def test_settings_are_complete_without_any_key_and_cannot_be_changed(model: type[StrictModel]) -> None:
     settings = load_settings(model, {}, "args")
     with pytest.raises(ValidationError, match="Instance is frozen"):
