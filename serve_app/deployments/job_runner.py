@@ -76,6 +76,7 @@ class JobRunner:
         """Begins to work."""
         self.store = store
         self.runner = Runner(store, self, self.settings, self.jobs.lease_s, self.metrics)
+        self.runner.most_pictures = 1  # until it is known how many Stylizers there are
         self.runner.start()
         self.tasks.append(asyncio.create_task(self.follow(self.runner)))
 
@@ -123,7 +124,9 @@ class JobRunner:
 
     def check_health(self) -> None:
         """Fails if the runner has ended by a fault of ours, so that Serve starts another replica."""
-        if self.runner is not None and (fault := self.runner.fault()) is not None:
+        faults = [self.runner.fault()] if self.runner is not None else []
+        faults += [task.exception() for task in self.tasks if task.done() and not task.cancelled()]
+        for fault in filter(None, faults):
             raise RuntimeError("the runner of jobs has ended") from fault
 
     async def __del__(self) -> None:
