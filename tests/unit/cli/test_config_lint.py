@@ -90,7 +90,7 @@ def test_misspelt_key_is_named_once(findings: Findings, place: Place) -> None:
 def test_key_of_another_deployment_is_unknown_here(findings: Findings) -> None:
     assert findings(changed((*CODEC, "user_config", "default_style"), "toon")) == [
         "applications.0.deployments.1.user_config.default_style: unknown key "
-        "(known: max_pixels, memory_bytes, decode_timeout_s, decoder_processes)"
+        "(known: max_pixels, memory_bytes, decode_timeout_s, decoder_processes, background_places)"
     ]
 
 
@@ -103,7 +103,7 @@ def test_ingress_that_could_not_refuse_is_found(findings: Findings) -> None:
 
 def test_unknown_deployment_is_named_with_those_that_there_are(findings: Findings) -> None:
     assert findings(changed((*STYLIZER, "name"), "Stylist")) == [
-        "applications.0.deployments.2.name: there is no deployment Stylist (known: Ingress, Codec, Stylizer)"
+        "applications.0.deployments.2.name: there is no deployment Stylist (known: Ingress, Codec, Stylizer, JobRunner)"
     ]
 
 
@@ -193,7 +193,7 @@ def test_route_prefix_of_two_applications_is_named(findings: Findings) -> None:
 
 def test_merged_mappings_are_read_as_serve_reads_them(findings: Findings) -> None:
     text = (ROOT / "configs" / "local.yaml").read_text(encoding="utf-8")
-    anchored = text.replace("ray_actor_options: {num_cpus: 0.1}", "ray_actor_options: &small {num_cpus: 0.1}")
+    anchored = text.replace("ray_actor_options: {num_cpus: 0.1}", "ray_actor_options: &small {num_cpus: 0.1}", 1)
     merged = anchored.replace("          num_cpus: 0.4\n", "          <<: *small\n          num_cpus: 0.4\n")
     assert merged.count("*small") == 1
     assert findings(merged) == []
