@@ -6,6 +6,7 @@ time decides how much it gets done. Run by `scripts/chaos`.
 
 import asyncio
 import os
+import sys
 from collections import Counter
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
@@ -16,7 +17,7 @@ import ray
 from jobstores import REQUEST, Bench, make_settings
 from pictures import photo_bytes
 from postgres import PostgresServer, find_binaries
-from ray import serve
+from ray import cloudpickle, serve
 from ray.cluster_utils import Cluster
 from service import wait_for
 
@@ -30,6 +31,8 @@ JOBS = int(os.environ.get("ANIMEGAN_CHAOS_JOBS", "500"))
 HELD = 8  # jobs at work in one runner
 PAINT_S = 1.0
 MIB = 2**20
+# The replicas cannot import this file.
+cloudpickle.register_pickle_by_value(sys.modules[__name__])  # type: ignore[no-untyped-call]
 
 pytestmark = pytest.mark.skipif("ANIMEGAN_CHAOS" not in os.environ, reason="takes minutes: scripts/chaos runs it")
 
