@@ -1,6 +1,7 @@
 """The deployment graph on one screen.
 
 HTTP → Ingress → Codec (decodes) → Stylizer (paints) → Codec (encodes) → Ingress → HTTP
+       JobRunner → Codec …, where jobs are enabled
 """
 
 from typing import Any, cast
@@ -9,6 +10,7 @@ from ray import serve
 
 from serve_app.deployments.codec import Codec
 from serve_app.deployments.ingress import Ingress
+from serve_app.deployments.job_runner import JobRunner
 from serve_app.deployments.stylizer import Stylizer
 from serve_app.settings import Settings, load_settings
 
@@ -21,5 +23,10 @@ def build(args: dict[str, Any]) -> serve.Application:
     """
     settings = load_settings(Settings, args, "args")
     # Serve's decorator turns these classes into Deployments, but its types do not say so.
-    ingress, codec, stylizer = (cast("serve.Deployment", part) for part in (Ingress, Codec, Stylizer))
-    return ingress.bind(settings, codec.bind(stylizer.bind(settings)))
+    parts = (Ingress, Codec, Stylizer, JobRunner)
+    ingress, codec, stylizer, job_runner = (cast("serve.Deployment", part) for part in parts)
+    painting = stylizer.bind(settings)
+    coding = codec.bind(painting)
+    if not settings.jobs.enabled:
+        return ingress.bind(settings, coding)
+    return ingress.bind(settings, coding, job_runner.bind(settings, coding, painting))

@@ -11,9 +11,13 @@
         ├── UnknownHost       400
         ├── Unauthorized      401
         ├── UnknownStyle      404
+        ├── UnknownJob        404
+        ├── JobsOff           404
         ├── DeadlineExceeded  408
         ├── SlowUpload        408
         ├── DecodeTimeout     408
+        ├── NotFinished       409
+        ├── Gone              410
         ├── TooManyBytes      413
         ├── TooManyPixels     413
         ├── TooLargeToPaint   413
@@ -21,11 +25,14 @@
         ├── UnsupportedFormat 415
         ├── BrokenImage       422
         ├── TooSmall          422
+        ├── KeyReused         422
         ├── TooBusy           429
         ├── HeadersTooLarge   431
         ├── NotReady          503
         ├── OutOfMemory       503
-        └── Lost              503
+        ├── Lost              503
+        ├── StoreUnavailable  503
+        └── StoreFull         507
 
 Request errors are sent between processes. Pickle rebuilds them from `args`, so constructors take positional arguments.
 """
@@ -140,6 +147,18 @@ class UnknownStyle(RequestError):
     status, code, title = 404, "unknown-style", "No such style"
 
 
+class UnknownJob(RequestError):
+    """A job id that this service never gave out, or has forgotten."""
+
+    status, code, title = 404, "unknown-job", "No such job"
+
+
+class JobsOff(RequestError):
+    """A request for jobs where they are switched off."""
+
+    status, code, title = 404, "jobs-off", "Jobs are switched off here"
+
+
 class DeadlineExceeded(RequestError):
     """A request that was not painted in the time that it was given."""
 
@@ -156,6 +175,18 @@ class DecodeTimeout(RequestError):
     """A photograph whose decoding takes longer than a photograph's does."""
 
     status, code, title = 408, "decode-timeout", "Decoding the picture takes too long"
+
+
+class NotFinished(RequestError):
+    """A request for the painting of a job that is not finished."""
+
+    status, code, title = 409, "not-finished", "The job is not finished"
+
+
+class Gone(RequestError):
+    """A job, photograph or painting that was erased or has expired."""
+
+    status, code, title = 410, "gone", "It has expired or was erased"
 
 
 class TooManyBytes(RequestError):
@@ -200,6 +231,12 @@ class TooSmall(RequestError):
     status, code, title = 422, "too-small", "The picture is too small to paint"
 
 
+class KeyReused(RequestError):
+    """An idempotency key that came with another payload before."""
+
+    status, code, title = 422, "key-reused", "The idempotency key belongs to another request"
+
+
 class TooBusy(RequestError):
     """A request refused because too many are waiting."""
 
@@ -228,3 +265,15 @@ class Lost(RequestError):
     """A request that was lost with the processes that worked on it."""
 
     status, code, title = 503, "lost", "The request was lost"
+
+
+class StoreUnavailable(RequestError):
+    """A request that needs the database or the blob store of jobs while it cannot be used."""
+
+    status, code, title = 503, "store-unavailable", "The store of jobs cannot be used"
+
+
+class StoreFull(RequestError):
+    """A photograph or painting for which the store has no room."""
+
+    status, code, title = 507, "store-full", "The store of jobs is full"

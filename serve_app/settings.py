@@ -2,7 +2,7 @@
 
 `Settings` is the application's `args`: it shapes the graph and the engine, and changing it rebuilds them. Each of the
 `user_config`s belongs to one deployment, and may change while the service runs. `GuardSettings` is a block of its own,
-which Serve's HTTP proxies read when they start.
+which Serve's HTTP proxies read when they start. `JobsSettings` is the block `jobs` of the application's `args`.
 """
 
 import difflib
@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from ipaddress import IPv4Network, IPv6Network
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
+from urllib.parse import urlsplit
 
 from pydantic import (
     BaseModel,
@@ -22,6 +23,7 @@ from pydantic import (
     PositiveFloat,
     PositiveInt,
     ValidationError,
+    field_validator,
 )
 from pydantic_core import PydanticCustomError
 
@@ -44,28 +46,6 @@ class StrictModel(BaseModel):
     """A model that refuses unknown keys and cannot be changed."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class Settings(StrictModel):
-    """The application's `args`.
-
-    Attributes:
-        device: `auto` uses CUDA if Ray grants a GPU, else the CPU. `cpu` uses the CPU even if a GPU is granted.
-        precision: of the generator; `auto` is fp16 on CUDA, bf16 on CPUs with AVX512-BF16 or AMX, in styles whose
-            paintings cannot be told from those in fp32, and else fp32.
-        memory_bytes: the most that painting may add to an idle Stylizer, written as 600MB or 2GiB. Default: on CUDA the
-            rest of the GPU share, else the replica's `memory`, else half of the machine's free memory.
-        threads: of the generator on a CPU: a number, `share` (the replica's num_cpus) or `host` (every core).
-        styles_dir: folder of pulled and imported styles; default `ANIMEGAN_STYLES_DIR`, else beside the shipped ones.
-        cuda_context_bytes: what a process takes on the card before its first tensor; the allocator gets that much less.
-    """
-
-    device: Device = "auto"
-    precision: Precision = "auto"
-    memory_bytes: Annotated[ByteSize, Field(gt=0)] | None = None
-    threads: PositiveInt | Literal["share", "host"] = "share"
-    styles_dir: Path | None = None
-    cuda_context_bytes: PositiveInt = 700 * MIB
 
 
 class IngressSettings(StrictModel):
@@ -111,12 +91,14 @@ class CodecSettings(StrictModel):
             An eighth is kept for small ones, so that none waits for a large one.
         decode_timeout_s: of work on one photograph; its process is killed after that.
         decoder_processes: photographs that are decoded at a time, each in a process of its own; others wait.
+        background_places: photographs of jobs that are decoded or encoded at a time, so that requests find room.
     """
 
     max_pixels: PositiveInt = 64_000_000
     memory_bytes: Annotated[ByteSize, Field(gt=0)] = ByteSize(1464 * MIB)
     decode_timeout_s: PositiveFloat = 10
     decoder_processes: PositiveInt = 16
+    background_places: PositiveInt = 2
 
 
 class StylizerSettings(StrictModel):
@@ -128,12 +110,15 @@ class StylizerSettings(StrictModel):
         linger_s: how long an image on an idle device waits for others of its size; 0 does not wait.
         release_after_s: idle seconds after which free memory goes back to the system. The next image is then slower.
         stuck_after_s: a batch that runs longer ends the replica at Serve's next health check, and Serve starts another.
+        background_after_s: a job that has waited here for so long goes before requests, each of which it delays once at
+            most.
     """
 
     max_batch_size: PositiveInt = 4
     linger_s: NonNegativeFloat = 0
     release_after_s: PositiveInt = 30
     stuck_after_s: PositiveInt = 120
+    background_after_s: PositiveFloat = 60
 
 
 HostName = Annotated[str, Field(pattern=r"^(\*|(\*\.)?[A-Za-z0-9]([A-Za-z0-9.:-]*[A-Za-z0-9])?)$")]  # without a port
@@ -174,6 +159,107 @@ class GuardSettings(StrictModel):
     min_bytes_per_s: PositiveFloat = 4096
     rate_window_s: PositiveFloat = 20
     allowed_hosts: tuple[HostName, ...] | None = None
+
+
+class JobsSettings(StrictModel):
+    """The block `jobs` of the application's `args`: pictures that are painted later, and where they are kept.
+
+    Attributes:
+        enabled: whether there are jobs at all.
+        data_dir: folder of the database and of the pictures; default `ANIMEGAN_DATA_DIR`, else the user's data folder.
+        database_url: default: SQLite in `data_dir`. For a cluster `postgresql+psycopg://user@host/name`; its password
+            comes from the environment (`PGPASSWORD`, `PGPASSFILE`), and a URL that holds one is refused.
+        blobs_url: where photographs and paintings lie; default: a folder in `data_dir`. For a cluster
+        `s3://bucket/folder`;
+            its secrets come from the environment (`AWS_ACCESS_KEY_ID` and so on).
+        keep_for_s: how long a finished job is kept. keep_photos_for_s: how long the photograph of a finished job is
+        kept; never longer than the job. forget_after_s: how long the id of an expired or erased job is remembered, and
+        answered with 410. max_stored_bytes: of all photographs and paintings. Beyond it finished jobs expire early,
+        oldest first. Photographs
+            fill nine tenths of it at most, so that there is room for paintings.
+        min_free_bytes: that photographs leave free on the disk of a local blob store; paintings leave half of it.
+        max_queued: jobs that wait, of all clients.
+        client_share: of the stored bytes and of the queue, that one client alone may fill.
+        lease_s: after which a job whose worker went silent is given to another; workers renew at a third of it.
+        max_attempts: times that a job is started before it fails.
+    """
+
+    enabled: bool = False
+    data_dir: Path | None = None
+    database_url: str | None = None
+    blobs_url: str | None = None
+    keep_for_s: PositiveFloat = 86_400
+    keep_photos_for_s: NonNegativeFloat = 3600
+    forget_after_s: NonNegativeFloat = 604_800
+    max_stored_bytes: Annotated[ByteSize, Field(gt=0)] = ByteSize(10_240 * MIB)
+    min_free_bytes: Annotated[ByteSize, Field(ge=0)] = ByteSize(512 * MIB)
+    max_queued: PositiveInt = 10_000
+    client_share: float = Field(default=0.8, gt=0, le=1)
+    lease_s: PositiveFloat = 30
+    max_attempts: PositiveInt = 3
+
+    @field_validator("database_url", "blobs_url")
+    @classmethod
+    def _has_no_password(cls, url: str | None) -> str | None:
+        # Settings are shown by Ray's dashboard and in `ps`, and may be logged.
+        if url is not None and re.search(r"[?&](password|secret|key|token)=", url):
+            raise ValueError("secrets come from the environment, not from the URL")
+        if url is not None and "://" in url and urlsplit(url).password is not None:
+            raise ValueError("the password comes from the environment, not from the URL")
+        return url
+
+    @field_validator("database_url")
+    @classmethod
+    def _is_a_known_database(cls, url: str | None) -> str | None:
+        if url is not None and not re.match(r"sqlite:///.|postgresql\+psycopg://", url):
+            raise ValueError("should begin with sqlite:/// and a path, or with postgresql+psycopg://")
+        if url is not None and url.removeprefix("sqlite:///").startswith(":memory:"):
+            raise ValueError("several processes share the database, so it cannot be in memory")
+        return url
+
+
+class Settings(StrictModel):
+    """The application's `args`.
+
+    Attributes:
+        device: `auto` uses CUDA if Ray grants a GPU, else the CPU. `cpu` uses the CPU even if a GPU is granted.
+        precision: of the generator; `auto` is fp16 on CUDA, bf16 on CPUs with AVX512-BF16 or AMX, in styles whose
+            paintings cannot be told from those in fp32, and else fp32.
+        memory_bytes: the most that painting may add to an idle Stylizer, written as 600MB or 2GiB. Default: on CUDA the
+            rest of the GPU share, else the replica's `memory`, else half of the machine's free memory.
+        threads: of the generator on a CPU: a number, `share` (the replica's num_cpus) or `host` (every core).
+        styles_dir: folder of pulled and imported styles; default `ANIMEGAN_STYLES_DIR`, else beside the shipped ones.
+        cuda_context_bytes: what a process takes on the card before its first tensor; the allocator gets that much less.
+        jobs: pictures that are painted later.
+    """
+
+    device: Device = "auto"
+    precision: Precision = "auto"
+    memory_bytes: Annotated[ByteSize, Field(gt=0)] | None = None
+    threads: PositiveInt | Literal["share", "host"] = "share"
+    styles_dir: Path | None = None
+    cuda_context_bytes: PositiveInt = 700 * MIB
+    jobs: JobsSettings = JobsSettings()
+
+
+class JobRunnerSettings(StrictModel):
+    """The `user_config` of the JobRunner: how much of the service jobs may take.
+
+    Attributes:
+        most_pictures: jobs that one replica works on at a time, at most.
+        most_pixels: no further job is begun while those at work have so many, counted as they are painted.
+        stylizer_places: pictures of jobs in each Stylizer, for all replicas together; others are left for requests.
+        poll_s: how often an idle replica looks for jobs.
+        sweep_s: how often each replica looks for what has expired.
+        timeout_s: of one attempt at a picture, the time that it waits behind requests included.
+    """
+
+    most_pictures: PositiveInt = 16
+    most_pixels: PositiveInt = 64_000_000
+    stylizer_places: PositiveInt = 8
+    poll_s: PositiveFloat = 1
+    sweep_s: PositiveFloat = 60
+    timeout_s: PositiveFloat = 900
 
 
 Model = TypeVar("Model", bound=StrictModel)

@@ -10,7 +10,7 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 
-from benchmarks import batching, cost, decoders, engines, mutations, painting, profiling, scaling, service, soak
+from benchmarks import batching, cost, decoders, engines, jobs, mutations, painting, profiling, scaling, service, soak
 from benchmarks.paths import RESULTS, RUNS, SAMPLE_PHOTOGRAPH, SCRATCH
 
 Run = Callable[[argparse.Namespace], None]
@@ -81,6 +81,7 @@ def add_service_commands(commands: Commands) -> None:
     soak.add_arguments(commands.add("soak", soak.run))
     decoders.add_arguments(commands.add("decoders", decoders.run))
     mutations.add_arguments(commands.add("mutations", mutations.run))
+    jobs.add_arguments(commands.add("jobs", jobs.run))
 
 
 def main() -> None:

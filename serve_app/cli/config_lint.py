@@ -21,6 +21,7 @@ from serve_app.settings import (
     CodecSettings,
     GuardSettings,
     IngressSettings,
+    JobRunnerSettings,
     Settings,
     StrictModel,
     StylizerSettings,
@@ -39,6 +40,7 @@ USER_CONFIGS: dict[str, type[StrictModel]] = {
     "Ingress": IngressSettings,
     "Codec": CodecSettings,
     "Stylizer": StylizerSettings,
+    "JobRunner": JobRunnerSettings,
 }
 
 
@@ -228,6 +230,7 @@ def own_findings(config: dict[str, Any]) -> Iterator[str]:
             continue
         yield from request_findings(config, application, where)
         yield from key_findings(config, application, where)
+        yield from runner_findings(application, where)
         names = [deployment.get("name") for deployment in listed(application, "deployments")]
         yield from (f"{where}.deployments: {name} is given twice" for name in names if names.count(name) > 1)
         yield from wrong_settings(Settings, application.get("args") or {}, f"{where}.args")
@@ -278,6 +281,33 @@ def key_findings(config: dict[str, Any], application: dict[str, Any], where: str
         yield f"{place}.keys: {NOT_SAID}"
     if settings.keys in (None, "off") and settings.anonymous_share:
         yield f"{place}.anonymous_share: has no effect without keys"
+
+
+def runner_findings(application: dict[str, Any], where: str) -> Iterator[str]:
+    """Yields findings on the JobRunner: whether there is one, and whether it leaves places to requests."""
+    places = {
+        deployment.get("name"): (f"{where}.deployments.{number}", deployment)
+        for number, deployment in enumerate(listed(application, "deployments"))
+    }
+    place, runner = places.get("JobRunner", ("", {}))
+    args = application.get("args") or {}
+    if not place or [*wrong_settings(Settings, args, "")]:
+        return
+    if not load_settings(Settings, args, "").jobs.enabled:
+        yield (
+            f"{place}.name: there is no deployment JobRunner while jobs are off; set {where}.args.jobs.enabled, or "
+            "leave the block out"
+        )
+    values = runner.get("user_config") or {}
+    ongoing = places.get("Stylizer", ("", {}))[1].get("max_ongoing_requests", SERVE_MAX_ONGOING_REQUESTS)
+    if [*wrong_settings(JobRunnerSettings, values, "")] or not isinstance(ongoing, int):
+        return
+    settings = load_settings(JobRunnerSettings, values, "")
+    if settings.stylizer_places >= ongoing:
+        yield (
+            f"{place}.user_config.stylizer_places: {settings.stylizer_places} is not under the Stylizer's "
+            f"max_ongoing_requests ({ongoing}), so jobs would leave no place for requests"
+        )
 
 
 def deployment_findings(deployment: dict[str, Any], where: str) -> Iterator[str]:

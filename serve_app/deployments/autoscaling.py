@@ -5,6 +5,7 @@ factors and bounds to the number that a policy returns. Stylizers are counted by
 the work of another.
 """
 
+import math
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -13,12 +14,14 @@ from typing import Any, Protocol
 from serve_app.queueing.rate import DecayingRate
 
 WORKING = "working"
-STATS = ("busy", "waiting_pixels", "pixels_per_second", "pixels_per_picture")
+STATS = ("busy", "waiting_pixels", "jobs_here", "jobs_queued", "pixels_per_second", "pixels_per_picture")
 
 # Of the measured rates, in seconds of device time. As long as the Ingress's, so that both judge a backlog by the same
 # measurement. On a CPU, where a batch takes seconds, it averages over several; on a GPU over hundreds of all sizes.
 # A slow first batch is forgotten within minutes of work.
 HALF_LIFE_S = 30.0
+
+JOBS_NEWS_S = 15.0  # for which a Stylizer believes what a JobRunner has told it
 
 
 class Context(Protocol):
@@ -33,26 +36,35 @@ class Context(Protocol):
 class PixelBacklog:
     """An autoscaling policy: enough replicas for the present work, and to paint the waiting images in time.
 
+    Jobs count by what waits alone, and may wait for longer: they keep every replica busy for as long as any are left,
+    so the time that painting them takes says nothing. Each pixel of a job counts once. Those that wait in a Stylizer
+    (`jobs_here`) are added up. Those that wait in the database (`jobs_queued`) are the same for all: whichever
+    Stylizers JobRunners have told of them, the largest figure counts.
+
     Args:
         drain_s: seconds within which the waiting images should be painted.
-        busy: the part of its time that a replica should be painting, above 0 and at most 1.
+        busy: the part of its time that a replica should be painting for requests, above 0 and at most 1.
+        jobs_drain_s: seconds within which the waiting jobs should be painted.
     """
 
-    def __init__(self, drain_s: float = 4.0, busy: float = 0.85) -> None:
+    def __init__(self, drain_s: float = 4.0, busy: float = 0.85, jobs_drain_s: float = 60.0) -> None:
         self._drain_s = drain_s
         self._busy = busy
+        self._jobs_drain_s = jobs_drain_s
 
     def __call__(self, ctx: Context) -> tuple[float, dict[str, Any]]:
         """Returns the number of replicas that are needed, not rounded, and an empty state."""
         stats = ctx.aggregated_metrics or {}
-        busy, waiting, rates, sizes = (list((stats.get(name) or {}).values()) for name in STATS)
+        busy, waiting, jobs_here, jobs_queued, rates, sizes = (list((stats.get(name) or {}).values()) for name in STATS)
         rates = [rate for rate in rates if rate > 0]
         if not rates:  # no replica has painted yet, so there is no rate to decide by
             return ctx.target_num_replicas, {}
         rate = sum(rates) / len(rates)
         size = sum(sizes) / len(sizes) if sizes else 0.0
         backlog = sum(waiting) + (ctx.total_queued_requests or 0) * size
-        return sum(busy) / self._busy + backlog / (rate * self._drain_s), {}
+        jobs = sum(jobs_here) + max(jobs_queued, default=0.0)
+        needed = sum(busy) / self._busy + backlog / (rate * self._drain_s) + jobs / (rate * self._jobs_drain_s)
+        return needed, {}
 
 
 class WorkReport:
@@ -68,38 +80,48 @@ class WorkReport:
         self._busy_s = 0.0
         self._pixels = DecayingRate(HALF_LIFE_S)
         self._images = DecayingRate(HALF_LIFE_S)
+        self._queued = (0, -math.inf)  # pixels of jobs, and when a JobRunner has told of them
 
-    def add_batch(self, images: int, pixels: int, busy_s: float) -> None:
+    def hear_of_jobs(self, queued_pixels: int) -> None:
+        """Takes note of the pixels of all jobs that wait in the database."""
+        self._queued = (queued_pixels, self._clock())
+
+    def add_batch(self, images: int, pixels: int, busy_s: float, background_pixels: int = 0) -> None:
         """Counts one batch.
 
         Args:
             images: in the batch.
             pixels: of all of them.
             busy_s: how long the device was in use since the batch that ended before this one.
+            background_pixels: of jobs.
         """
-        self._busy_s += busy_s
+        self._busy_s += busy_s * (1 - background_pixels / pixels)
         for rate, amount in ((self._pixels, pixels), (self._images, images)):
             rate.advance(busy_s)
             rate.add(amount)
 
-    def report(self, waiting_pixels: int, running_for_s: float) -> dict[str, float]:
+    def report(self, waiting_pixels: int, running_for_s: float, job_pixels: int = 0) -> dict[str, float]:
         """Returns the figures of `STATS`, and begins a new period.
 
-        `busy` is the part of the period in which the device was in use: 1 if one batch has run all the time. The period
-        began with the last report. The rates cover the latest work, whenever that was.
+        `busy` is the part of the period in which the device was in use for requests: 1 if one batch of them has run all
+        the time. The period began with the last report. The rates cover the latest work, whenever that was.
 
         Args:
-            waiting_pixels: pixels of the images that wait now.
-            running_for_s: seconds since the oldest batch on the device was started, 0 if there is none.
+            waiting_pixels: pixels of the images that wait now, without jobs.
+            running_for_s: seconds since the oldest batch of requests on the device was started, 0 if there is none.
+            job_pixels: pixels of the jobs that wait in this Stylizer.
         """
         now = self._clock()
         period_s, self._reported_s = now - self._reported_s, now
         busy_s = max(self._busy_s, min(running_for_s, period_s))
         self._busy_s = 0.0
         pixels_per_second, images_per_second = self._pixels.per_second(), self._images.per_second()
+        queued_pixels, heard_s = self._queued
         figures = (
             min(busy_s / period_s, 1.0) if period_s > 0 else 0.0,
             float(waiting_pixels),
+            float(job_pixels),
+            float(queued_pixels) if now - heard_s <= JOBS_NEWS_S else 0.0,
             pixels_per_second,
             pixels_per_second / images_per_second if images_per_second else 0.0,
         )

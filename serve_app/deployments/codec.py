@@ -4,6 +4,7 @@ import asyncio
 import time
 from collections.abc import AsyncIterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractAsyncContextManager, nullcontext
 from typing import Any
 
 import numpy as np
@@ -38,14 +39,21 @@ class Codec:
         self.encoders = ThreadPoolExecutor(ENCODERS, "encode")
         self.stylizer = Callee(stylizer)
         self.occupancy = Occupancy()
+        self.background = asyncio.Semaphore(self.settings.background_places)
 
     def reconfigure(self, user_config: dict[str, Any]) -> None:
         """Takes new settings; Serve calls it at the start and when the config changes."""
         self.settings = load_settings(CodecSettings, user_config, "Codec.user_config")
+        self.background = asyncio.Semaphore(self.settings.background_places)
         self.pool.resize(self.settings.decoder_processes, self.settings.memory_bytes)
 
     async def stylize(
-        self, upload: NDArray[np.uint8], header: ImageHeader, request: StylizeRequest, expires_s: float
+        self,
+        upload: NDArray[np.uint8],
+        header: ImageHeader,
+        request: StylizeRequest,
+        expires_s: float,
+        background: bool = False,
     ) -> AsyncIterator[Stylized | RequestError]:
         """Decodes a photograph, has it painted and encodes the painting; ends at once when the call is cancelled.
 
@@ -54,14 +62,21 @@ class Codec:
             header: as `read_header` has read it.
             request: the client's options.
             expires_s: seconds from now after which it must not be painted any more.
+            background: it is a job's, and those of people who wait go first.
         """
+        turns: AbstractAsyncContextManager[Any] = self.background if background else nullcontext()
         expires_at = time.monotonic() + expires_s
         try:
-            decoded = await self.decode(upload, header, request)
+            async with turns:
+                decoded = await self.decode(upload, header, request)
             left_s = expires_at - time.monotonic()
             frame = decoded.frame
-            painted: Painted = await self.stylizer.call("paint", frame, request.style, left_s, is_small=is_small(frame))
-            yield await self.encode(painted, decoded, request)
+            painted: Painted = await self.stylizer.call(
+                "paint", frame, request.style, left_s, background, is_small=is_small(frame)
+            )
+            async with turns:
+                stylized = await self.encode(painted, decoded, request)
+            yield stylized
         except RequestError as refusal:
             yield refusal
 

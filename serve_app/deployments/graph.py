@@ -10,7 +10,8 @@ from ray.serve.handle import DeploymentHandle
 from serve_app.deployments.calls import Callee
 from serve_app.deployments.steps import LOST_RETRY_AFTER_S, SMALL_BYTES, Stylized
 from serve_app.errors import DeadlineExceeded, Lost
-from serve_app.frames import StylizeRequest
+from serve_app.frames import EncodedImage, Receipt, StylizeRequest
+from serve_app.images.encode import MEDIA_TYPES
 from serve_app.images.header import ImageHeader
 from serve_app.images.resize import painted_size
 
@@ -19,6 +20,7 @@ logger = logging.getLogger(__name__)
 MAX_ATTEMPTS = 3  # at one photograph: painting is pure, so it can be repeated after a replica has died
 # Of a painting, so that its file, of up to four bytes a pixel and what the format adds, stays under gRPC's 4 MiB.
 SMALL_PIXELS = 960 * 1024
+TIMINGS = ("decode", "queue", "paint", "encode")
 
 
 class Graph:
@@ -31,13 +33,16 @@ class Graph:
     def __init__(self, codec: DeploymentHandle[Any]) -> None:
         self._codec = Callee(codec)
 
-    async def stylize(self, data: bytes, header: ImageHeader, request: StylizeRequest) -> Stylized:
+    async def stylize(
+        self, data: bytes, header: ImageHeader, request: StylizeRequest, background: bool = False
+    ) -> Stylized:
         """Has a photograph painted within the request's `timeout_s`.
 
         Args:
             data: the file as it was uploaded.
             header: as `read_header` has read it.
             request: the client's options.
+            background: it is a job's, and those of people who wait go first.
 
         Raises:
             DeadlineExceeded: if that has passed. An image that has not been painted by then never is.
@@ -46,7 +51,7 @@ class Graph:
         """
         try:
             async with asyncio.timeout(request.timeout_s) as timeout:
-                return await self._with_retries(data, header, request, timeout)
+                return await self._with_retries(data, header, request, timeout, background)
         except TimeoutError:
             raise DeadlineExceeded(
                 f"The picture was not painted within the {request.timeout_s:g} seconds that it was given. Allow more "
@@ -54,7 +59,12 @@ class Graph:
             ) from None
 
     async def _with_retries(
-        self, data: bytes, header: ImageHeader, request: StylizeRequest, timeout: asyncio.Timeout
+        self,
+        data: bytes,
+        header: ImageHeader,
+        request: StylizeRequest,
+        timeout: asyncio.Timeout,
+        background: bool,
     ) -> Stylized:
         upload = np.frombuffer(data, np.uint8)  # an array goes to the object store as it is; bytes are pickled first
         is_small = upload.nbytes <= SMALL_BYTES and most_painted_pixels(header, request) <= SMALL_PIXELS
@@ -62,7 +72,7 @@ class Graph:
             expires_s = (timeout.when() or 0) - asyncio.get_running_loop().time()
             try:
                 stylized: Stylized = await self._codec.call(
-                    "stylize", upload, header, request, expires_s, is_small=is_small
+                    "stylize", upload, header, request, expires_s, background, is_small=is_small
                 )
             except Lost:
                 logger.warning("attempt %d at a picture was lost with what worked on it", attempt)
@@ -83,3 +93,12 @@ def most_painted_pixels(header: ImageHeader, request: StylizeRequest) -> int:
     if header.stored is None:
         return request.max_side**2
     return painted_size(header.stored, request.max_side, request.multiple).pixels
+
+
+def encoded_image(request: StylizeRequest, stylized: Stylized, total_ms: float) -> EncodedImage:
+    """Returns the answer with its receipt; whatever was not work in one of the steps was waiting in queues."""
+    worked_ms = stylized.worked_ms
+    queue_ms = max(total_ms - sum(worked_ms.values()), 0.0)
+    timings_ms = {step: queue_ms if step == "queue" else worked_ms[step] for step in TIMINGS}
+    receipt = Receipt(request.style, stylized.original, stylized.painted, timings_ms)
+    return EncodedImage(stylized.data, MEDIA_TYPES[request.format], receipt)

@@ -14,14 +14,12 @@ from starlette.types import ASGIApp
 
 from serve_app.deployments import metrics
 from serve_app.deployments.cancellation import DisconnectOnCancel, log_no_cancellations
-from serve_app.deployments.graph import Graph, most_painted_pixels
+from serve_app.deployments.graph import Graph, encoded_image, most_painted_pixels
 from serve_app.deployments.idle import IdleRelease
 from serve_app.deployments.proxy import warn_without_guard
-from serve_app.deployments.steps import Stylized
 from serve_app.engine.allocator import return_large_buffers
 from serve_app.errors import RequestError, TooBusy
-from serve_app.frames import Client, EncodedImage, Receipt, StylizeRequest
-from serve_app.images.encode import MEDIA_TYPES
+from serve_app.frames import Client, EncodedImage, StylizeRequest
 from serve_app.images.header import read_header
 from serve_app.queueing.admission import AdmissionController, Limits, QueueFull
 from serve_app.settings import IngressSettings, Settings, load_settings
@@ -30,15 +28,23 @@ from serve_app.web.keys import KeyRing, Keys, load_keys
 from serve_app.web.routes import create_app
 
 READY_CACHE_S = 1.0  # load balancers ask often, and each question goes to Serve's one controller
-TIMINGS = ("decode", "queue", "paint", "encode")
 
 
 @serve.deployment(user_config={})
 @serve.ingress()
 class Ingress:
-    """Implements `serve_app.web.pipeline.Pipeline` over deployment handles."""
+    """Implements `serve_app.web.pipeline.Pipeline` over deployment handles.
 
-    def __init__(self, settings: Settings, codec: DeploymentHandle[Any]) -> None:
+    Args:
+        settings: of the application.
+        codec: decodes, has a Stylizer paint, and encodes.
+        job_runner: where there are jobs. It looks for them in the database, so nothing is sent to it; Serve starts what
+            a deployment is given.
+    """
+
+    def __init__(
+        self, settings: Settings, codec: DeploymentHandle[Any], job_runner: DeploymentHandle[Any] | None = None
+    ) -> None:
         return_large_buffers()  # uploads, before all
         log_no_cancellations()
         self.graph = Graph(codec)
@@ -128,15 +134,6 @@ class Ingress:
             answer = await asyncio.to_thread(has_running_replica, "Stylizer")
             self._ready = (answer, time.monotonic())
         return answer
-
-
-def encoded_image(request: StylizeRequest, stylized: Stylized, total_ms: float) -> EncodedImage:
-    """Returns the answer with its receipt; whatever was not work in one of the steps was waiting in queues."""
-    worked_ms = stylized.worked_ms
-    queue_ms = max(total_ms - sum(worked_ms.values()), 0.0)
-    timings_ms = {step: queue_ms if step == "queue" else worked_ms[step] for step in TIMINGS}
-    receipt = Receipt(request.style, stylized.original, stylized.painted, timings_ms)
-    return EncodedImage(stylized.data, MEDIA_TYPES[request.format], receipt)
 
 
 def admission_limits(settings: IngressSettings) -> Limits:

@@ -51,9 +51,10 @@ class Stylizer:
         self.settings = load_settings(StylizerSettings, user_config, "Stylizer.user_config")
         self.batcher.max_batch_size = self.settings.max_batch_size
         self.batcher.linger_s = self.settings.linger_s
+        self.batcher.background_after_s = self.settings.background_after_s
 
     async def paint(
-        self, handed: Handed, style: str, expires_s: float | None = None
+        self, handed: Handed, style: str, expires_s: float | None = None, background: bool = False
     ) -> AsyncIterator[Painted | RequestError]:
         """Paints the frame of a decoded photograph.
 
@@ -61,16 +62,17 @@ class Stylizer:
             handed: the frame, or a reference to it.
             style: name of an installed style.
             expires_s: seconds from now after which it must not be painted any more.
+            background: it is a job's, and those of people who wait go first.
 
         Yields:
             The painted frame, or a refusal: raised, Serve would log a traceback of it.
         """
         try:
-            yield await self.painted(handed, style, expires_s)
+            yield await self.painted(handed, style, expires_s, background)
         except RequestError as refusal:
             yield refusal
 
-    async def painted(self, handed: Handed, style: str, expires_s: float | None) -> Painted:
+    async def painted(self, handed: Handed, style: str, expires_s: float | None, background: bool) -> Painted:
         """Paints a frame when its turn has come.
 
         Raises:
@@ -85,7 +87,7 @@ class Stylizer:
         except RayError:
             raise frame_lost("decoded") from None
         size = Size(*frame.shape[:2])
-        done = await self.batcher.submit((style, size), frame, size.pixels, expires_s)
+        done = await self.batcher.submit((style, size), frame, size.pixels, expires_s, background)
         return Painted(hand_over(done.result), 1000 * done.ran_s)
 
     def reserve(self, key: Key, same_key: int, waiting: int, room: int) -> Slot | None:
@@ -106,7 +108,13 @@ class Stylizer:
     async def record_autoscaling_stats(self) -> dict[str, float]:
         """Returns the figures that `autoscaling.PixelBacklog` decides by."""
         self.metrics.update(self.batcher)
-        return self.metrics.work.report(self.batcher.waiting_pixels, self.batcher.running_for_s())
+        batcher = self.batcher
+        requests = batcher.waiting_pixels - batcher.background_pixels
+        return self.metrics.work.report(requests, batcher.running_for_s(is_foreground=True), batcher.background_pixels)
+
+    def hear_of_jobs(self, queued_pixels: int) -> None:
+        """Takes note of the pixels of all jobs that wait in the database, for autoscaling."""
+        self.metrics.work.hear_of_jobs(queued_pixels)
 
     def check_health(self) -> None:
         """Ends this process if a batch makes no progress: a device that hangs leaves the process itself responsive.
@@ -157,9 +165,18 @@ class StylizerMetrics:
         self.waiting_pictures = Gauge(metrics.WAITING_PICTURES, "Images that wait for the device.")
         self.waiting_pixels = Gauge(metrics.WAITING_PIXELS, "Their pixels.")
 
-    def on_batch(self, key: Key, size: int, pixels: int, waits_s: list[float], ran_s: float, busy_s: float) -> None:
+    def on_batch(
+        self,
+        key: Key,
+        size: int,
+        pixels: int,
+        background_pixels: int,
+        waits_s: list[float],
+        ran_s: float,
+        busy_s: float,
+    ) -> None:
         """Records a batch that has ended; see `queueing.batching.Observer`."""
-        self.work.add_batch(size, pixels, busy_s)
+        self.work.add_batch(size, pixels, busy_s, background_pixels)
         self.batch_size.observe(size)
         self.batch_s.observe(ran_s)
         for wait_s in waits_s:

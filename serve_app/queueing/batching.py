@@ -11,23 +11,22 @@ No image starves. It waits for the batches that are on the device when it arrive
 
 batches more (the smallest number, if they differ), whatever arrives later: every batch is headed by the oldest waiting
 image and holds the oldest of its key. While the device cannot take the oldest image, no other image overtakes it.
+
+That is the foreground. Images of the background go behind it, but never starve: see `queueing/waiting.py`. To a
+foreground image they add at most the batches on the device when it arrives, and one aged image of the background.
 """
 
 import asyncio
 import logging
 import time
-from collections import OrderedDict
-from collections.abc import Awaitable, Callable, Hashable
+from collections.abc import Awaitable, Callable
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Generic, Protocol, TypeVar
 
-from serve_app.errors import DeadlineExceeded
+from serve_app.queueing.waiting import Done, Entry, Item, Key, Result, Waiting
 
-Key = TypeVar("Key", bound=Hashable)
 Key_contra = TypeVar("Key_contra", contravariant=True)
-Item = TypeVar("Item")
-Result = TypeVar("Result")
 
 logger = logging.getLogger(__name__)
 
@@ -54,9 +53,9 @@ class Device(Protocol[Key_contra, Item, Result, Reserved]):
         An item that was cancelled an instant ago may still be counted, so the batch may be smaller than reserved.
 
         Args:
-            key: of the oldest waiting item, which heads the batch.
-            same_key: waiting items of this key.
-            waiting: waiting items of all keys, these included.
+            key: of the item that heads the batch.
+            same_key: waiting items of this key that may be in the batch.
+            waiting: waiting items of all keys, these included; without the background, if a foreground item waits.
             room: items that the device may take now, at least 1.
 
         Returns:
@@ -81,7 +80,14 @@ class Observer(Protocol[Key_contra]):
     """Receives the figures of every batch when it has ended, also if it failed."""
 
     def on_batch(
-        self, key: Key_contra, size: int, pixels: int, waits_s: list[float], ran_s: float, busy_s: float
+        self,
+        key: Key_contra,
+        size: int,
+        pixels: int,
+        background_pixels: int,
+        waits_s: list[float],
+        ran_s: float,
+        busy_s: float,
     ) -> None:
         """Handles one batch.
 
@@ -89,7 +95,8 @@ class Observer(Protocol[Key_contra]):
             key: of the batch.
             size: number of its images.
             pixels: of all of them.
-            waits_s: the queue time of each.
+            background_pixels: of those of the background.
+            waits_s: the queue time of each image of the foreground.
             ran_s: how long the batch was on the device.
             busy_s: time in which the device was in use since the previous batch ended. The sum over all batches is the
                 time that the device was in use, however many ran at once.
@@ -129,50 +136,13 @@ class SerialDevice(Generic[Key, Item, Result]):
             self._is_reserved = False
 
 
-@dataclass(frozen=True)
-class Done(Generic[Result]):
-    """A result with its queue time, the running time of its batch, and the size of that batch."""
-
-    result: Result
-    queued_s: float
-    ran_s: float
-    batch_size: int
-
-
-@dataclass(eq=False)
-class Entry(Generic[Key, Item, Result]):
-    """An item that waits or runs, with the future of its result. `expires_s` counts from its arrival."""
-
-    key: Key
-    item: Item
-    pixels: int
-    arrived_s: float
-    expires_s: float
-    future: "asyncio.Future[Done[Result]]" = field(repr=False)
-    timer: asyncio.TimerHandle | None = None
-
-    def resolve(self, outcome: Done[Result] | Exception) -> None:
-        """Sets the result or the exception of the future, unless the future is cancelled or set already."""
-        if self.future.done():
-            return
-        if isinstance(outcome, StopIteration):
-            outcome = RuntimeError(repr(outcome))  # a future cannot hold a StopIteration
-        if isinstance(outcome, Exception):
-            self.future.set_exception(outcome)
-        else:
-            self.future.set_result(outcome)
-
-
-# In order of arrival. Not a plain dict: finding its first member passes over all that have been removed before it.
-Waiting = OrderedDict[Entry[Key, Item, Result], None]
-
-
 @dataclass(eq=False)
 class Running:
     """A batch on the device."""
 
     size: int
     started_s: float
+    has_foreground: bool
 
 
 class Batcher(Generic[Key, Item, Result]):
@@ -186,6 +156,7 @@ class Batcher(Generic[Key, Item, Result]):
             changed at any time and applies from the next batch on.
         clock: seconds, monotonic. It must keep pace with the event loop's own clock, whose timers expire and linger.
         linger_s: how long an item waits for others of its key, even if the device could take it at once.
+        background_after_s: age from which an item of the background goes first.
         observer: receives the figures of every batch. An exception from it is logged and changes nothing else.
     """
 
@@ -196,22 +167,24 @@ class Batcher(Generic[Key, Item, Result]):
         clock: Callable[[], float] = time.monotonic,
         *,
         linger_s: float = 0.0,
+        background_after_s: float = float("inf"),
         observer: Observer[Key] | None = None,
     ) -> None:
         self.max_batch_size = max_batch_size
         self.linger_s = linger_s
+        self.background_after_s = background_after_s
         self._device = device
         self._clock = clock
         self._observer = observer
-        self._waiting: Waiting[Key, Item, Result] = OrderedDict()
-        self._queues: dict[Key, Waiting[Key, Item, Result]] = {}  # the same entries by key; no queue is empty
-        self._waiting_pixels = 0
+        self._waiting: Waiting[Key, Item, Result] = Waiting(clock)
         self._changed = asyncio.Event()  # an item has arrived or left, or a batch has ended
         self._worker: asyncio.Task[None] | None = None
         self._running: dict[Running, asyncio.Task[None]] = {}
         self._busy_reported_until_s = 0.0
 
-    async def submit(self, key: Key, item: Item, pixels: int = 1, expires_s: float | None = None) -> Done[Result]:
+    async def submit(
+        self, key: Key, item: Item, pixels: int = 1, expires_s: float | None = None, background: bool = False
+    ) -> Done[Result]:
         """Waits for the item's turn and returns its result; cancelling this takes a waiting item out of the queue.
 
         Args:
@@ -219,6 +192,7 @@ class Batcher(Generic[Key, Item, Result]):
             item: what the device runs.
             pixels: of the item, for the counters.
             expires_s: seconds from now after which the item is not started any more.
+            background: nobody waits for it, so others go first.
 
         Raises:
             DeadlineExceeded: the item waited for `expires_s`.
@@ -226,8 +200,11 @@ class Batcher(Generic[Key, Item, Result]):
         """
         loop = asyncio.get_running_loop()
         lifetime_s = float("inf") if expires_s is None else expires_s
-        entry: Entry[Key, Item, Result] = Entry(key, item, pixels, self._clock(), lifetime_s, loop.create_future())
-        self._enqueue(entry)
+        entry: Entry[Key, Item, Result] = Entry(
+            key, item, pixels, self._clock(), lifetime_s, background, loop.create_future()
+        )
+        self._waiting.add(entry)
+        self._changed.set()
         if expires_s is not None:
             entry.timer = loop.call_later(expires_s, self._expire, entry)
         if self._worker is None or self._worker.done():
@@ -250,40 +227,33 @@ class Batcher(Generic[Key, Item, Result]):
     @property
     def waiting_pixels(self) -> int:
         """Pixels of the images in the queue, without those on the device."""
-        return self._waiting_pixels
+        return self._waiting.pixels
 
-    def running_for_s(self) -> float:
-        """Returns the seconds since the oldest batch on the device started; 0 if the device is free."""
-        return max((self._clock() - batch.started_s for batch in self._running), default=0.0)
+    @property
+    def background_pixels(self) -> int:
+        """Pixels of the images of the background in the queue."""
+        return self._waiting.background_pixels
 
-    def _enqueue(self, entry: Entry[Key, Item, Result]) -> None:
-        self._queues.setdefault(entry.key, OrderedDict())[entry] = None
-        self._waiting[entry] = None
-        self._waiting_pixels += entry.pixels
-        self._changed.set()
+    def running_for_s(self, is_foreground: bool = False) -> float:
+        """Returns the seconds since the oldest batch on the device started; 0 if the device is free.
+
+        Args:
+            is_foreground: pass over batches that hold the background alone.
+        """
+        started = (batch.started_s for batch in self._running if batch.has_foreground or not is_foreground)
+        return max((self._clock() - started_s for started_s in started), default=0.0)
 
     def _dequeue(self, entry: Entry[Key, Item, Result]) -> None:
         """Takes the entry out of the queue, if it is still there."""
-        if entry not in self._waiting:
-            return
-        del self._waiting[entry]
-        queue = self._queues[entry.key]
-        del queue[entry]
-        if not queue:
-            del self._queues[entry.key]
-        self._waiting_pixels -= entry.pixels
-        if entry.timer is not None:
-            entry.timer.cancel()
-        self._changed.set()
+        if self._waiting.remove(entry):
+            self._changed.set()
 
     def _expire(self, entry: Entry[Key, Item, Result]) -> None:
-        self._dequeue(entry)
-        entry.resolve(
-            DeadlineExceeded(
-                f"The picture was still waiting for its turn after the {entry.expires_s:g} seconds that it was given."
-                " Allow more time, or try again later."
-            )
-        )
+        self._waiting.expire(entry)
+        self._changed.set()
+
+    def _head(self) -> Entry[Key, Item, Result] | None:
+        return self._waiting.head(self.background_after_s)
 
     async def _work(self) -> None:
         """Starts batches until no item waits and none runs."""
@@ -294,24 +264,23 @@ class Batcher(Generic[Key, Item, Result]):
                 await self._changed.wait()
 
     async def _linger(self) -> None:
-        """Returns when the oldest item has waited for `linger_s`, or when items of its key fill the room on the device.
+        """Returns when the next item has waited for `linger_s`, or when items of its key fill the room on the device.
 
         Returns at once if there is no lingering, no item, or no room.
         """
-        while self.linger_s > 0 and (head := self._oldest(self._waiting)) is not None:
+        while self.linger_s > 0 and (head := self._head()) is not None:
             left_s = head.arrived_s + self.linger_s - self._clock()
-            if left_s <= 0 or len(self._queues[head.key]) >= self._room():
+            if left_s <= 0 or self._waiting.counts(head)[0] >= self._room():
                 return
             self._changed.clear()
             with suppress(TimeoutError):
                 await asyncio.wait_for(self._changed.wait(), left_s)
 
     def _start_batch(self) -> bool:
-        """Starts a batch of the oldest item and others of its key, in order of arrival; says whether it could."""
-        while (room := self._room()) >= 1 and (head := self._oldest(self._waiting)) is not None:
-            queue = self._queues[head.key]
+        """Starts a batch of the next item and others of its key, in order of arrival; says whether it could."""
+        while (room := self._room()) >= 1 and (head := self._head()) is not None:
             try:
-                reservation = self._device.reserve(head.key, len(queue), len(self._waiting), room)
+                reservation = self._device.reserve(head.key, *self._waiting.counts(head), room)
                 if reservation is None and not self._running:  # no batch will end, so waiting would last for ever
                     raise RuntimeError(f"{type(self._device).__name__} reserved nothing although no batch runs")
             except Exception as error:  # whatever the device raises, the queue must go on
@@ -320,30 +289,14 @@ class Batcher(Generic[Key, Item, Result]):
                 continue
             if reservation is None:
                 return False
-            self._dequeue(head)
-            batch = [head]
-            while len(batch) < min(reservation.count, room) and (entry := self._oldest(queue)) is not None:
-                self._dequeue(entry)
-                batch.append(entry)
+            batch = self._waiting.take(head, min(reservation.count, room))
             now = self._clock()
             if not self._running:
                 self._busy_reported_until_s = now
-            running = Running(len(batch), now)
+            running = Running(len(batch), now, has_foreground=not all(entry.is_background for entry in batch))
             self._running[running] = asyncio.create_task(self._run_batch(batch, reservation, running))
             return True
         return False
-
-    def _oldest(self, entries: Waiting[Key, Item, Result]) -> Entry[Key, Item, Result] | None:
-        """Returns the first entry that still has to be run, and drops cancelled and expired ones before it."""
-        while entries:
-            entry = next(iter(entries))
-            if self._clock() - entry.arrived_s >= entry.expires_s:
-                self._expire(entry)
-            elif entry.future.done():
-                self._dequeue(entry)
-            else:
-                return entry
-        return None
 
     def _room(self) -> int:
         return self.max_batch_size - self.running
@@ -383,7 +336,9 @@ class Batcher(Generic[Key, Item, Result]):
         if self._observer is None:
             return
         pixels = sum(entry.pixels for entry in batch)
+        background_pixels = sum(entry.pixels for entry in batch if entry.is_background)
+        waits_s = [wait_s for entry, wait_s in zip(batch, waits_s, strict=True) if not entry.is_background]
         try:
-            self._observer.on_batch(batch[0].key, len(batch), pixels, waits_s, ran_s, busy_s)
+            self._observer.on_batch(batch[0].key, len(batch), pixels, background_pixels, waits_s, ran_s, busy_s)
         except Exception:
             logger.exception("an observer of batches failed")

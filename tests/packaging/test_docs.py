@@ -7,6 +7,7 @@ import pytest
 from shared import ROOT
 
 from serve_app.errors import RequestError
+from serve_app.settings import JobsSettings
 
 NAMES = ["README.md", "CONTRIBUTING.md", "CHANGELOG.md", "SECURITY.md"]
 DOCUMENTS = [ROOT / name for name in NAMES] + sorted((ROOT / "docs").glob("*.md"))
@@ -40,3 +41,18 @@ def test_the_page_on_http_names_every_refusal_with_its_status() -> None:
     rows = [line for line in (ROOT / "docs" / "http.md").read_text().splitlines() if line.startswith("| ")]
     for refusal in RequestError.__subclasses__():
         assert any(f"`{refusal.code}`" in row and str(refusal.status) in row for row in rows), refusal.code
+
+
+def test_the_page_on_settings_names_every_setting_of_jobs_with_its_default() -> None:
+    lines = (ROOT / "docs" / "settings.md").read_text().splitlines()
+    start = next(number for number, line in enumerate(lines) if line.startswith("| `jobs` |")) + 2
+    rows = [[cell.strip(" `") for cell in line.split("|")[1:3]] for line in lines[start:]]
+    defaults = {}
+    for name, field in JobsSettings.model_fields.items():
+        if name.endswith("_bytes"):
+            defaults[name] = f"{field.default // 2**20:,} MiB"
+        elif field.default is None:
+            defaults[name] = ""
+        else:
+            defaults[name] = str(field.default).lower() if field.default < 1 else f"{field.default:,}"
+    assert dict(rows[: len(defaults)]) == defaults

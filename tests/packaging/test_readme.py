@@ -11,7 +11,14 @@ from pictures import opened, photo_bytes
 from service import port_answers, running
 from shared import ROOT
 
-from serve_app.settings import CodecSettings, IngressSettings, Settings, StrictModel, StylizerSettings
+from serve_app.settings import (
+    CodecSettings,
+    IngressSettings,
+    JobRunnerSettings,
+    Settings,
+    StrictModel,
+    StylizerSettings,
+)
 from serve_app.styles.catalogue import read_catalogue
 
 README = (ROOT / "README.md").read_text()
@@ -73,7 +80,7 @@ def shown(default: object) -> str:
     return empty.get(default, f"{default}")
 
 
-@pytest.mark.parametrize("model", [Settings, IngressSettings, CodecSettings, StylizerSettings])
+@pytest.mark.parametrize("model", [Settings, IngressSettings, CodecSettings, StylizerSettings, JobRunnerSettings])
 def test_settings_table_names_every_setting(model: type[StrictModel]) -> None:
     for name, field in model.model_fields.items():
         rows = [line for line in SETTINGS.splitlines() if f"| `{name}` |" in line]

@@ -33,14 +33,21 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_wheel_carries_the_style_the_page_and_the_configs_and_no_pulled_style(wheel: Path) -> None:
     names = set(zipfile.ZipFile(wheel).namelist())
+    migrations = [f"jobs/migrations/{path.name}" for path in (ROOT / "serve_app" / "jobs" / "migrations").glob("*.py")]
+    versions = [path.relative_to(ROOT / "serve_app").as_posix() for path in (ROOT / "serve_app").rglob("versions/*.py")]
+    assert len(versions) >= 2
     wanted = (
         "weights/catalogue.toml",
         "weights/toon.safetensors",
         "weights/toon.md",
         "web/page/index.html",
         "engine/photographs/cat.jpg",
+        "configs/local.yaml",
+        "configs/prod.yaml",
+        *migrations,
+        *versions,
     )
-    assert {f"serve_app/{name}" for name in (*wanted, "configs/local.yaml", "configs/prod.yaml")} <= names
+    assert {f"serve_app/{name}" for name in wanted} <= names
     assert [name for name in names if name.endswith(".safetensors")] == ["serve_app/weights/toon.safetensors"]
 
 

@@ -8,6 +8,8 @@ from serve_app.errors import SettingsError
 from serve_app.settings import (
     CodecSettings,
     IngressSettings,
+    JobRunnerSettings,
+    JobsSettings,
     Settings,
     StrictModel,
     StylizerSettings,
@@ -39,7 +41,8 @@ def test_unknown_key_is_named_with_the_key_that_was_meant(
 def test_unknown_key_that_resembles_nothing_is_named_with_all_keys() -> None:
     assert (
         refusal(StylizerSettings, {"zzz": 1}, "Stylizer.user_config")
-        == "Stylizer.user_config.zzz: unknown key (known: max_batch_size, linger_s, release_after_s, stuck_after_s)"
+        == "Stylizer.user_config.zzz: unknown key (known: max_batch_size, linger_s, release_after_s, stuck_after_s, "
+        "background_after_s)"
     )
 
 
@@ -82,7 +85,9 @@ def test_styles_dir_becomes_a_path() -> None:
     assert load_settings(Settings, {"styles_dir": "/srv/styles"}, "args").styles_dir == Path("/srv/styles")
 
 
-@pytest.mark.parametrize("model", [Settings, IngressSettings, CodecSettings, StylizerSettings])
+@pytest.mark.parametrize(
+    "model", [Settings, IngressSettings, CodecSettings, StylizerSettings, JobsSettings, JobRunnerSettings]
+)
 def test_settings_are_complete_without_any_key_and_cannot_be_changed(model: type[StrictModel]) -> None:
     settings = load_settings(model, {}, "args")
     with pytest.raises(ValidationError, match="Instance is frozen"):

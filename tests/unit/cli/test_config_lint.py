@@ -90,7 +90,7 @@ def test_misspelt_key_is_named_once(findings: Findings, place: Place) -> None:
 def test_key_of_another_deployment_is_unknown_here(findings: Findings) -> None:
     assert findings(changed((*CODEC, "user_config", "default_style"), "toon")) == [
         "applications.0.deployments.1.user_config.default_style: unknown key "
-        "(known: max_pixels, memory_bytes, decode_timeout_s, decoder_processes)"
+        "(known: max_pixels, memory_bytes, decode_timeout_s, decoder_processes, background_places)"
     ]
 
 
@@ -103,7 +103,7 @@ def test_ingress_that_could_not_refuse_is_found(findings: Findings) -> None:
 
 def test_unknown_deployment_is_named_with_those_that_there_are(findings: Findings) -> None:
     assert findings(changed((*STYLIZER, "name"), "Stylist")) == [
-        "applications.0.deployments.2.name: there is no deployment Stylist (known: Ingress, Codec, Stylizer)"
+        "applications.0.deployments.2.name: there is no deployment Stylist (known: Ingress, Codec, Stylizer, JobRunner)"
     ]
 
 
@@ -193,7 +193,7 @@ def test_route_prefix_of_two_applications_is_named(findings: Findings) -> None:
 
 def test_merged_mappings_are_read_as_serve_reads_them(findings: Findings) -> None:
     text = (ROOT / "configs" / "local.yaml").read_text(encoding="utf-8")
-    anchored = text.replace("ray_actor_options: {num_cpus: 0.1}", "ray_actor_options: &small {num_cpus: 0.1}")
+    anchored = text.replace("ray_actor_options: {num_cpus: 0.1}", "ray_actor_options: &small {num_cpus: 0.1}", 1)
     merged = anchored.replace("          num_cpus: 0.4\n", "          <<: *small\n          num_cpus: 0.4\n")
     assert merged.count("*small") == 1
     assert findings(merged) == []
@@ -360,3 +360,31 @@ def test_prod_says_a_word_on_keys_and_so_does_local() -> None:
     for path in CONFIGS:
         deployments = yaml.safe_load(path.read_text())["applications"][0]["deployments"]
         assert deployments[0]["user_config"]["keys"] is False, path
+
+
+def with_runner(enabled: bool, **user_config: object) -> dict[str, Any]:
+    """The production config with a JobRunner."""
+    config = changed((*APPLICATION, "args", "jobs"), {"enabled": enabled, **CLUSTER_JOBS})
+    config["applications"][0]["deployments"].append({"name": "JobRunner", "user_config": user_config})
+    return config
+
+
+CLUSTER_JOBS = {"database_url": "postgresql+psycopg://animegan@db/animegan", "blobs_url": "s3://bucket/folder"}
+
+
+def test_runner_of_jobs_that_are_off_is_named_because_serve_would_refuse_it(findings: Findings) -> None:
+    assert findings(with_runner(enabled=True)) == []
+    (said,) = findings(with_runner(enabled=False))
+    assert said == (
+        "applications.0.deployments.3.name: there is no deployment JobRunner while jobs are off; set "
+        "applications.0.args.jobs.enabled, or leave the block out"
+    )
+
+
+def test_jobs_that_would_leave_no_place_for_requests_are_named(findings: Findings) -> None:
+    (said,) = findings(with_runner(enabled=True, stylizer_places=16))
+    assert said == (
+        "applications.0.deployments.3.user_config.stylizer_places: 16 is not under the Stylizer's max_ongoing_requests "
+        "(16), so jobs would leave no place for requests"
+    )
+    assert findings(with_runner(enabled=True, stylizer_places=15)) == []

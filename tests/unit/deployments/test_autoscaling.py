@@ -31,6 +31,8 @@ def idle(count: int) -> dict[str, list[float]]:
     return {
         "busy": [0.0] * count,
         "waiting_pixels": [0.0] * count,
+        "jobs_here": [0.0] * count,
+        "jobs_queued": [0.0] * count,
         "pixels_per_second": [1e6] * count,
         "pixels_per_picture": [250_000.0] * count,
     }
@@ -61,6 +63,44 @@ def test_requests_that_wait_at_handles_count_as_images_of_the_mean_size() -> Non
     assert replicas(Now(1, large, queued=32), drain_s=4) == pytest.approx(8)
 
 
+def test_jobs_count_once_however_many_stylizers_have_heard_of_them() -> None:
+    jobs = idle(3) | {"jobs_here": [1e6, 2e6, 0.0], "jobs_queued": [57e6, 0.0, 57e6]}
+    assert replicas(Now(3, jobs), jobs_drain_s=60) == pytest.approx(1)
+    assert replicas(Now(3, jobs), jobs_drain_s=30) == pytest.approx(2)
+    assert replicas(Now(3, jobs | {"waiting_pixels": [4e6, 0.0, 0.0]}), drain_s=4) == pytest.approx(2)
+
+
+def test_jobs_are_forgotten_when_nobody_tells_of_them_any_more() -> None:
+    clock = Clock()
+    work = WorkReport(clock)
+    assert work.report(0, 0)["jobs_queued"] == 0
+    work.hear_of_jobs(5_000_000)
+    clock.now = 15
+    assert work.report(0, 0, job_pixels=7)["jobs_queued"] == 5_000_000
+    work.hear_of_jobs(1_000_000)
+    assert work.report(0, 0, job_pixels=7) | {"busy": 0.0} == {
+        "busy": 0,
+        "waiting_pixels": 0,
+        "jobs_here": 7,
+        "jobs_queued": 1_000_000,
+        "pixels_per_second": 0,
+        "pixels_per_picture": 0,
+    }
+    clock.now = 30.1
+    assert work.report(0, 0)["jobs_queued"] == 0
+
+
+def test_painting_of_jobs_keeps_no_replica_busy_and_counts_for_the_rate() -> None:
+    clock = Clock()
+    work = WorkReport(clock)
+    clock.now = 10
+    work.add_batch(1, 1_000_000, 4, background_pixels=1_000_000)
+    work.add_batch(4, 1_000_000, 4, background_pixels=750_000)
+    report = work.report(0, 0)
+    assert report["busy"] == pytest.approx(0.1)
+    assert report["pixels_per_second"] == pytest.approx(250_000, rel=0.01)
+
+
 class Clock:
     now = 0.0
 
@@ -76,6 +116,8 @@ def test_report_states_the_busy_part_of_the_time_since_the_last_one() -> None:
     assert work.report(123, 0) == {
         "busy": pytest.approx(0.4),
         "waiting_pixels": 123,
+        "jobs_here": 0,
+        "jobs_queued": 0,
         "pixels_per_second": pytest.approx(125_000),
         "pixels_per_picture": pytest.approx(250_000),
     }

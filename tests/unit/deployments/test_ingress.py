@@ -10,7 +10,8 @@ from typing import Any, cast
 import pytest
 
 from serve_app.deployments import ingress as module
-from serve_app.deployments.ingress import Ingress, admission_limits, encoded_image
+from serve_app.deployments.graph import encoded_image
+from serve_app.deployments.ingress import Ingress, admission_limits
 from serve_app.deployments.steps import Stylized
 from serve_app.errors import SettingsError, TooBusy, Unauthorized
 from serve_app.frames import Client, Size, StylizeRequest

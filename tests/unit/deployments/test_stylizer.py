@@ -20,7 +20,7 @@ from serve_app.engine.precision import Choice
 from serve_app.engine.stylist import Stylist
 from serve_app.errors import RequestError, UnknownStyle
 from serve_app.frames import Frame, Precision, Size
-from serve_app.queueing.batching import Done
+from serve_app.queueing.waiting import Done
 from serve_app.settings import Settings
 from serve_app.styles.catalogue import InstalledStyle
 

@@ -1,0 +1,161 @@
+"""The replica that works on jobs: it claims them from the store, and sends them down the same way as requests.
+
+All that does not need Ray is in `jobs/runner.py`.
+"""
+
+import asyncio
+import logging
+import time
+from dataclasses import replace
+from typing import Any
+
+from ray import serve
+from ray.exceptions import RayError
+from ray.serve.exceptions import RayServeException
+from ray.serve.handle import DeploymentHandle
+from ray.serve.metrics import Counter, Gauge
+
+from serve_app.deployments import metrics
+from serve_app.deployments.cancellation import log_no_cancellations
+from serve_app.deployments.graph import Graph, encoded_image, most_painted_pixels
+from serve_app.deployments.idle import IdleRelease
+from serve_app.engine.allocator import return_large_buffers
+from serve_app.errors import StoreUnavailable
+from serve_app.frames import EncodedImage, StylizeRequest
+from serve_app.images.header import read_header
+from serve_app.jobs.runner import Runner
+from serve_app.jobs.store import JobStore, open_store
+from serve_app.settings import JobRunnerSettings, Settings, load_settings
+
+logger = logging.getLogger("ray.serve")
+
+FOLLOW_S = 5.0  # between two looks at how many replicas there are, and two reports of what waits
+OPEN_AGAIN_S = 5.0  # after an attempt to reach the database
+
+
+@serve.deployment(user_config={}, ray_actor_options={"num_cpus": 0.1})
+class JobRunner:
+    """Runs a `jobs.runner.Runner`. Serve stops it by `__del__`, which hands its jobs back.
+
+    Args:
+        settings: of the application.
+        codec: decodes and encodes, and calls the Stylizer.
+        stylizer: is told how much waits, for autoscaling.
+    """
+
+    def __init__(self, settings: Settings, codec: DeploymentHandle[Any], stylizer: DeploymentHandle[Any]) -> None:
+        return_large_buffers()
+        log_no_cancellations()
+        self.jobs = settings.jobs
+        self.settings = JobRunnerSettings()
+        self.graph = Graph(codec)
+        self.stylizer = stylizer
+        self.metrics = JobMetrics()
+        self.release = IdleRelease()
+        self.store: JobStore | None = None
+        self.runner: Runner | None = None
+        self.tasks: list[asyncio.Task[None]] = []
+
+    async def reconfigure(self, user_config: dict[str, Any]) -> None:
+        """Takes new settings; Serve calls it at the start and when the config changes.
+
+        Raises:
+            SettingsError: if a setting is wrong. A database that does not answer is none: it is asked again.
+        """
+        self.settings = load_settings(JobRunnerSettings, user_config, "JobRunner.user_config")
+        if self.runner is not None:
+            self.runner.settings = self.settings
+            self.runner.nudge()
+        elif not self.tasks:
+            try:
+                self.begin(await asyncio.to_thread(open_store, self.jobs))
+            except StoreUnavailable:
+                self.tasks.append(asyncio.create_task(self.begin_later()))
+
+    def begin(self, store: JobStore) -> None:
+        """Begins to work."""
+        self.store = store
+        self.runner = Runner(store, self, self.settings, self.jobs.lease_s, self.metrics)
+        self.runner.most_pictures = 1  # until it is known how many Stylizers there are
+        self.runner.start()
+        self.tasks.append(asyncio.create_task(self.follow(self.runner)))
+
+    async def begin_later(self) -> None:
+        """Begins to work when the database answers."""
+        while self.runner is None:
+            await asyncio.sleep(OPEN_AGAIN_S)
+            try:
+                self.begin(await asyncio.to_thread(open_store, self.jobs))
+            except StoreUnavailable:  # the store has logged it
+                continue
+
+    async def follow(self, runner: Runner) -> None:
+        """Follows the number of replicas while there is work, and tells a Stylizer what else waits."""
+        application = serve.get_replica_context().app_name
+        is_idle = True
+        while True:
+            await asyncio.sleep(FOLLOW_S)
+            was_idle, is_idle = is_idle, not runner.pictures
+            self.metrics.at_work.set(runner.pictures)
+            if is_idle != was_idle:
+                self.release.update(is_idle)
+            if is_idle:
+                continue
+            try:
+                replicas = await asyncio.to_thread(running_replicas, application)
+                places = self.settings.stylizer_places * replicas["Stylizer"]
+                runner.most_pictures = places // max(replicas["JobRunner"], 1)
+                waiting = await runner.waiting_pixels()
+                self.metrics.waiting_pixels.set(waiting)
+                await asyncio.wait_for(self.stylizer.hear_of_jobs.remote(waiting), FOLLOW_S)
+            except (StoreUnavailable, RayError, RayServeException, TimeoutError) as error:
+                logger.warning("the service cannot be followed at this moment: %s", type(error).__name__)
+
+    def pixels(self, photo: bytes, request: StylizeRequest) -> int:
+        """Returns how many pixels will be painted; see `jobs.runner.Painter`."""
+        return most_painted_pixels(read_header(photo), request)
+
+    async def paint(self, photo: bytes, request: StylizeRequest) -> EncodedImage:
+        """Has a photograph painted behind those of requests; see `jobs.runner.Painter`."""
+        began = time.monotonic()
+        wanted = replace(request, timeout_s=self.settings.timeout_s)
+        stylized = await self.graph.stylize(photo, read_header(photo), wanted, background=True)
+        return encoded_image(request, stylized, 1000 * (time.monotonic() - began))
+
+    def check_health(self) -> None:
+        """Fails if the runner has ended by a fault of ours, so that Serve starts another replica."""
+        faults = [self.runner.fault()] if self.runner is not None else []
+        faults += [task.exception() for task in self.tasks if task.done() and not task.cancelled()]
+        for fault in filter(None, faults):
+            raise RuntimeError("the runner of jobs has ended") from fault
+
+    async def __del__(self) -> None:
+        """Hands the jobs at work back; Serve awaits it when the replica stops."""
+        for task in self.tasks:
+            task.cancel()
+        if self.runner is not None:
+            await self.runner.stop()
+        if self.store is not None:
+            await asyncio.to_thread(self.store.close)
+
+
+class JobMetrics:
+    """Metrics of jobs; see `jobs.runner.Observer`."""
+
+    def __init__(self) -> None:
+        self.ends = Counter(metrics.JOB_ENDS, "Attempts at jobs, by how they ended.", ("outcome",))
+        self.at_work = Gauge(metrics.JOBS_AT_WORK, "Jobs that a JobRunner works on.")
+        self.waiting_pixels = Gauge(metrics.JOBS_WAITING_PIXELS, "Estimated pixels of jobs that wait in the database.")
+
+    def ended(self, outcome: str) -> None:
+        """Counts the end of an attempt."""
+        self.ends.inc(tags={"outcome": outcome})
+
+
+def running_replicas(application: str) -> dict[str, int]:
+    """Returns the number of running replicas of each deployment of an application."""
+    deployments = serve.status().applications[application].deployments
+    return {
+        name: sum(count for state, count in deployment.replica_states.items() if state == "RUNNING")
+        for name, deployment in deployments.items()
+    }

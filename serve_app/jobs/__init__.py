@@ -1,0 +1,1 @@
+"""Durable jobs: their table in a database and their pictures in a blob store. No Ray, no HTTP."""

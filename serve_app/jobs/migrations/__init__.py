@@ -1,0 +1,1 @@
+"""Alembic's folder: `env.py` and, in `versions/`, one file for each change of the schema."""

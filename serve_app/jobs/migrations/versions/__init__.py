@@ -1,0 +1,1 @@
+"""The migrations, in order. They only add, and a column that may not be NULL has a `server_default`."""

@@ -1,0 +1,217 @@
+"""The store of jobs: the queue, the pictures and their bounds together. Synchronous; call it from a thread."""
+
+import hashlib
+import json
+from collections.abc import Sequence
+
+from sqlalchemy import select
+
+from serve_app.errors import Gone, NotFinished, UnknownJob
+from serve_app.frames import EncodedImage
+from serve_app.jobs import expiry, ledger
+from serve_app.jobs.blobs import BlobStore, blob_name, open_blobs
+from serve_app.jobs.database import Database, open_database
+from serve_app.jobs.positions import Positions
+from serve_app.jobs.queue import Entry, JobQueue
+from serve_app.jobs.rows import request_members, to_job
+from serve_app.jobs.schema import SchemaState, migrate, schema_state
+from serve_app.jobs.storage import Storage
+from serve_app.jobs.table import jobs, store
+from serve_app.jobs.words import Job, Lease, NewJob, Status, Submission, Swept
+from serve_app.settings import JobsSettings
+
+
+class JobStore:
+    """Jobs and their pictures. Thread-safe; make one in each process with `open_store`.
+
+    Every method raises StoreUnavailable if the database or the blob store cannot be reached, and StoreFull if a disk is
+    full.
+
+    Attributes:
+        queue: the transitions of unfinished jobs, for workers.
+        positions: how many unfinished jobs are ahead of one.
+
+    Args:
+        database: with a schema that is up to date.
+        blobs: that belong to it.
+        settings: limits and times.
+    """
+
+    def __init__(self, database: Database, blobs: BlobStore, settings: JobsSettings) -> None:
+        self.queue = JobQueue(database, settings)
+        self.positions = Positions(database)
+        self._database = database
+        self._storage = Storage(database, blobs, settings)
+        self._settings = settings
+
+    def submit(self, client: str, new: Sequence[NewJob], key: str | None = None) -> Submission:
+        """Stores photographs and queues their jobs. When it returns, all of them are on the disk.
+
+        Args:
+            client: name of the client or its key, not empty.
+            new: the jobs, at least one; either all or none of them are made.
+            key: the client's idempotency key. The same key with the same jobs returns the jobs that it made before.
+
+        Raises:
+            KeyReused: if the key came with other jobs before.
+            TooBusy: if the queue, or the client's share of it, is full.
+            StoreFull: if there is no room for the photographs, and nothing that could go.
+            UnknownJob, Gone: if a source, or its photograph, is not there.
+        """
+        if not client or not new:
+            raise ValueError("a submission has a client and at least one job")
+        key_digest = payload_digest = None
+        if key is not None:
+            key_digest, payload_digest = digest(client, key), digest_of_jobs(new)
+            earlier = self.queue.submitted(key_digest, payload_digest)
+            if earlier:
+                return earlier
+        self.queue.check_room(client, len(new))
+        photos = {blob_name("photos", job.photo): job.photo for job in new if job.photo is not None}
+        names = iter(photos)
+        entries = [
+            Entry(job.request, source=job.source) if job.photo is None else Entry(job.request, photo=next(names))
+            for job in new
+        ]
+        with self._storage.stored(client, photos, "photos") as pending:
+            submission = self.queue.submit(client, entries, key_digest, payload_digest)
+            pending.is_kept = submission.is_new
+        return submission
+
+    def get(self, job_id: str) -> Job:
+        """Returns a job.
+
+        Raises:
+            UnknownJob: if there is none of this id.
+            Gone: if it has expired or was erased.
+        """
+        job = self.find([job_id]).get(job_id)
+        if job is None:
+            raise UnknownJob("There is no job with this id.")
+        if job.status is Status.EXPIRED:
+            raise Gone("This job has expired or was erased.")
+        return job
+
+    def find(self, job_ids: Sequence[str]) -> dict[str, Job]:
+        """Returns those of some jobs that exist, expired ones too, by their ids."""
+        with self._database.read() as connection:
+            rows = connection.execute(select(jobs).where(jobs.c.id.in_(list(job_ids)))).mappings().all()
+        return {row["id"]: to_job(row) for row in rows}
+
+    def photo(self, job: Job) -> bytes:
+        """Returns the photograph of a job, as it was sent.
+
+        Raises:
+            Gone: if it is not kept any more.
+        """
+        if job.photo is None:
+            raise Gone("The photograph of this job has expired or was erased.")
+        return self._storage.get(job.photo)
+
+    def painting(self, job: Job) -> bytes:
+        """Returns the painting of a succeeded job.
+
+        Raises:
+            NotFinished: if the job waits or runs.
+            Gone: if there is no painting: the job failed, was cancelled or has expired.
+        """
+        if job.status.is_unfinished:
+            raise NotFinished("The job is not finished yet. Ask again later.")
+        if job.painting is None:
+            raise Gone(f"There is no painting of this job: it is {job.status}.")
+        return self._storage.get(job.painting)
+
+    def finish(self, lease: Lease, painting: EncodedImage) -> bool:
+        """Stores the painting of a job and ends it; returns False if the lease is void.
+
+        Raises:
+            StoreFull: if there is no room for the painting, and nothing that could go.
+        """
+        name = blob_name("paintings", painting.data)
+        with self._storage.stored(lease.job.client, {name: painting.data}, "paintings") as pending:
+            pending.is_kept = self.queue.finish(lease, name, painting.media_type, painting.receipt)
+        return pending.is_kept
+
+    def remove(self, job_id: str) -> Job:
+        """Cancels a job that waits or runs, and erases a finished one with its pictures. Returns the job as it is then.
+
+        Raises:
+            UnknownJob: if there is none of this id.
+            Gone: if it has expired or was erased before.
+        """
+        cancelled = self.queue.cancel(job_id)
+        if cancelled is None:
+            self.get(job_id)
+            with self._database.write() as connection:
+                expiry.erase(connection, job_id)
+        else:
+            with self._database.write() as connection:
+                expiry.drop_photos(connection, [cancelled.number])
+        self._storage.delete_unused()
+        return self.find([job_id])[job_id]
+
+    def schema_state(self) -> SchemaState:
+        """Compares the schema of the database with the code, for `/readyz`."""
+        return schema_state(self._database)
+
+    def close(self) -> None:
+        """Closes the connections to the database."""
+        self._database.close()
+
+    def sweep(self, strays: bool = True) -> Swept:
+        """Does everything that is due: reaps, expires, forgets, and deletes files. Any process may do it, at any time.
+
+        Args:
+            strays: whether also to list the blob store, and delete what no row names. Only a database that was restored
+                from a copy leaves such blobs.
+        """
+        reaped = self.queue.reap()
+        with self._database.write() as connection:
+            expiry.clamp(connection, self._settings)
+            ledger.clamp(connection)
+        expired = photos = forgotten = 0
+        while True:
+            with self._database.write() as connection:
+                done = expiry.expire_due(connection), expiry.drop_photos_due(connection)
+                done_with = expiry.forget_due(connection, self._settings)
+            expired, photos, forgotten = expired + done[0], photos + done[1], forgotten + done_with
+            if max(*done, done_with) < expiry.BATCH:
+                break
+        deleted = self._storage.delete_unused() + (self._storage.delete_strays() if strays else 0)
+        return Swept(len(reaped.queued), len(reaped.failed), expired, photos, forgotten, deleted)
+
+
+def open_store(settings: JobsSettings) -> JobStore:
+    """Opens the store of the settings, after bringing the schema of its database up to date.
+
+    Raises:
+        SettingsError: if a setting is wrong, or the place of the pictures belongs to another database.
+        StoreUnavailable: if the database or the blob store cannot be reached.
+    """
+    database = open_database(settings)
+    migrate(database)
+    with database.read() as connection:
+        owner = connection.execute(select(store.c.id)).scalar_one()
+    return JobStore(database, open_blobs(settings, owner), settings)
+
+
+def digest(*parts: str) -> str:
+    """Returns a digest of some texts in order."""
+    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
+
+
+def digest_of_jobs(new: Sequence[NewJob]) -> str:
+    """Returns a digest of what a submission asks for."""
+    return digest(
+        *(
+            json.dumps(
+                [
+                    None if job.photo is None else hashlib.sha256(job.photo).hexdigest(),
+                    job.source,
+                    request_members(job.request),
+                ],
+                sort_keys=True,
+            )
+            for job in new
+        )
+    )

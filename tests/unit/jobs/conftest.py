@@ -1,0 +1,48 @@
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from jobstores import Bench, make_settings
+from postgres import PostgresServer, find_binaries
+
+MakeBench = Callable[..., Bench]
+
+
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[PostgresServer]:
+    """A server of the whole session; tests get databases of their own in it."""
+    binaries = find_binaries()
+    if binaries is None:
+        pytest.skip("PostgreSQL's server is not installed")
+    server = PostgresServer(binaries)
+    yield server
+    server.remove()
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def database_url(request: pytest.FixtureRequest) -> str | None:
+    """The URL of an empty database, of each kind; None is SQLite's default."""
+    if request.param == "sqlite":
+        return None
+    url: str = request.getfixturevalue("postgres").new_database()
+    return url
+
+
+@pytest.fixture
+def make_bench(tmp_path: Path, database_url: str | None) -> Iterator[MakeBench]:
+    """Opens stores over one database, with settings as a test wants them."""
+    opened: list[Bench] = []
+
+    def make(**changes: Any) -> Bench:
+        opened.append(Bench(make_settings(tmp_path / "data", database_url, **changes)))
+        return opened[-1]
+
+    yield make
+    for bench in opened:
+        bench.close()
+
+
+@pytest.fixture
+def bench(make_bench: MakeBench) -> Bench:
+    return make_bench()
