@@ -2,7 +2,7 @@
 
 `Settings` is the application's `args`: it shapes the graph and the engine, and changing it rebuilds them. Each of the
 `user_config`s belongs to one deployment, and may change while the service runs. `GuardSettings` is a block of its own,
-which Serve's HTTP proxies read when they start, and `JobsSettings` another, read by every process that handles jobs.
+which Serve's HTTP proxies read when they start. `JobsSettings` is the block `jobs` of the application's `args`.
 """
 
 import difflib
@@ -46,28 +46,6 @@ class StrictModel(BaseModel):
     """A model that refuses unknown keys and cannot be changed."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class Settings(StrictModel):
-    """The application's `args`.
-
-    Attributes:
-        device: `auto` uses CUDA if Ray grants a GPU, else the CPU. `cpu` uses the CPU even if a GPU is granted.
-        precision: of the generator; `auto` is fp16 on CUDA, bf16 on CPUs with AVX512-BF16 or AMX, in styles whose
-            paintings cannot be told from those in fp32, and else fp32.
-        memory_bytes: the most that painting may add to an idle Stylizer, written as 600MB or 2GiB. Default: on CUDA the
-            rest of the GPU share, else the replica's `memory`, else half of the machine's free memory.
-        threads: of the generator on a CPU: a number, `share` (the replica's num_cpus) or `host` (every core).
-        styles_dir: folder of pulled and imported styles; default `ANIMEGAN_STYLES_DIR`, else beside the shipped ones.
-        cuda_context_bytes: what a process takes on the card before its first tensor; the allocator gets that much less.
-    """
-
-    device: Device = "auto"
-    precision: Precision = "auto"
-    memory_bytes: Annotated[ByteSize, Field(gt=0)] | None = None
-    threads: PositiveInt | Literal["share", "host"] = "share"
-    styles_dir: Path | None = None
-    cuda_context_bytes: PositiveInt = 700 * MIB
 
 
 class IngressSettings(StrictModel):
@@ -179,7 +157,7 @@ class GuardSettings(StrictModel):
 
 
 class JobsSettings(StrictModel):
-    """The block `jobs` of a config file: pictures that are painted later, and where they are kept.
+    """The block `jobs` of the application's `args`: pictures that are painted later, and where they are kept.
 
     Attributes:
         enabled: whether there are jobs at all.
@@ -235,6 +213,30 @@ class JobsSettings(StrictModel):
         return url
 
 
+class Settings(StrictModel):
+    """The application's `args`.
+
+    Attributes:
+        device: `auto` uses CUDA if Ray grants a GPU, else the CPU. `cpu` uses the CPU even if a GPU is granted.
+        precision: of the generator; `auto` is fp16 on CUDA, bf16 on CPUs with AVX512-BF16 or AMX, in styles whose
+            paintings cannot be told from those in fp32, and else fp32.
+        memory_bytes: the most that painting may add to an idle Stylizer, written as 600MB or 2GiB. Default: on CUDA the
+            rest of the GPU share, else the replica's `memory`, else half of the machine's free memory.
+        threads: of the generator on a CPU: a number, `share` (the replica's num_cpus) or `host` (every core).
+        styles_dir: folder of pulled and imported styles; default `ANIMEGAN_STYLES_DIR`, else beside the shipped ones.
+        cuda_context_bytes: what a process takes on the card before its first tensor; the allocator gets that much less.
+        jobs: pictures that are painted later.
+    """
+
+    device: Device = "auto"
+    precision: Precision = "auto"
+    memory_bytes: Annotated[ByteSize, Field(gt=0)] | None = None
+    threads: PositiveInt | Literal["share", "host"] = "share"
+    styles_dir: Path | None = None
+    cuda_context_bytes: PositiveInt = 700 * MIB
+    jobs: JobsSettings = JobsSettings()
+
+
 Model = TypeVar("Model", bound=StrictModel)
 
 
@@ -247,12 +249,28 @@ def load_settings(model: type[Model], values: Mapping[str, Any], where: str) -> 
     try:
         return model.model_validate(dict(values))
     except ValidationError as error:
-        # The first part of a location is the key; the rest names types inside the model.
         problems = [
-            describe(f"{where}.{detail['loc'][0]}", detail["type"], detail["msg"], list(model.model_fields))
+            describe(f"{where}.{place}", detail["type"], detail["msg"], known)
             for detail in error.errors()
+            for place, known in [find_key(model, detail["loc"])]
         ]
         raise SettingsError("; ".join(dict.fromkeys(problems))) from None
+
+
+def find_key(model: type[StrictModel], location: tuple[int | str, ...]) -> tuple[str, list[str]]:
+    """Returns the path of a key that pydantic complains of, and the keys that there are beside it.
+
+    Args:
+        model: of the settings.
+        location: as pydantic has it. Behind the key it names types inside the model, which nobody has written.
+    """
+    key, *rest = location
+    field = model.model_fields.get(str(key))
+    inner = field.annotation if field else None
+    if rest and isinstance(inner, type) and issubclass(inner, StrictModel):
+        place, known = find_key(inner, tuple(rest))
+        return f"{key}.{place}", known
+    return str(key), list(model.model_fields)
 
 
 def describe(key: str, kind: str, message: str, known: list[str]) -> str:

@@ -44,6 +44,7 @@ POOL: dict[str, Any] = {
     "max_overflow": 4,
     "pool_timeout": 10.0,
     "pool_pre_ping": True,
+    "hide_parameters": True,  # in the texts of errors, which are logged: an id of a job is a secret
 }
 POSTGRESQL_DISK_FULL = "53100"
 

@@ -19,6 +19,7 @@ CLOCK_SLACK_MS = 60_000
 BLANK: dict[str, Any] = {
     "client": "",
     "request": None,
+    "pixels": 0,
     "key_digest": None,
     "payload_digest": None,
     "photo": None,

@@ -44,9 +44,13 @@ RETRY_AFTER_S = 30
 
 @dataclass(frozen=True)
 class Entry:
-    """A job to insert: what to do, with which stored photograph (`photo`) or with that of which job (`source`)."""
+    """A job to insert: what to do, with which stored photograph (`photo`) or with that of which job (`source`).
+
+    `pixels` are those that will be painted.
+    """
 
     request: StylizeRequest
+    pixels: int
     photo: str | None = None
     source: str | None = None
 
@@ -115,7 +119,8 @@ class JobQueue:
             made = []
             for part, entry in enumerate(entries):
                 keys = {"key_digest": key_digest, "payload_digest": payload_digest, "part": part}
-                values = {"client": client, "turn": turn + part, "request": request_members(entry.request), **keys}
+                wanted = {"request": request_members(entry.request), "pixels": entry.pixels}
+                values = {"client": client, "turn": turn + part, **wanted, **keys}
                 made.append(insert_job(connection, {**values, "photo": keep_photo(connection, entry)}))
             return Submission(tuple(made), is_new=True)
 

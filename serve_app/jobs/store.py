@@ -70,7 +70,12 @@ class JobStore:
         photos = {blob_name("photos", job.photo): job.photo for job in new if job.photo is not None}
         names = iter(photos)
         entries = [
-            Entry(job.request, source=job.source) if job.photo is None else Entry(job.request, photo=next(names))
+            Entry(
+                job.request,
+                job.pixels or job.request.max_side**2,
+                photo=None if job.photo is None else next(names),
+                source=job.source,
+            )
             for job in new
         ]
         with self._storage.stored(client, photos, "photos") as pending:
@@ -189,10 +194,14 @@ def open_store(settings: JobsSettings) -> JobStore:
         StoreUnavailable: if the database or the blob store cannot be reached.
     """
     database = open_database(settings)
-    migrate(database)
-    with database.read() as connection:
-        owner = connection.execute(select(store.c.id)).scalar_one()
-    return JobStore(database, open_blobs(settings, owner), settings)
+    try:
+        migrate(database)
+        with database.read() as connection:
+            owner = connection.execute(select(store.c.id)).scalar_one()
+        return JobStore(database, open_blobs(settings, owner), settings)
+    except BaseException:
+        database.close()
+        raise
 
 
 def digest(*parts: str) -> str:

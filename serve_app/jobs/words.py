@@ -36,11 +36,14 @@ class NewJob:
         request: what to do with it; its `timeout_s` means nothing here.
         photo: the bytes of the file.
         source: in place of `photo`, the id of an earlier job whose photograph is painted again.
+        pixels: that will be painted, for estimates of time; None if that is not known: then the most that `max_side`
+            allows counts.
     """
 
     request: StylizeRequest
     photo: bytes | None = None
     source: str | None = None
+    pixels: int | None = None
 
     def __post_init__(self) -> None:
         if (self.photo is None) == (self.source is None):
@@ -82,6 +85,27 @@ class Job:
     media_type: str | None = None
     receipt: Receipt | None = None
     problem: dict[str, Any] | None = None
+
+
+@dataclass(frozen=True)
+class Outlook:
+    """What an unfinished job has before it.
+
+    Attributes:
+        position: unfinished jobs ahead, those that run included; 0 for a job that runs.
+        eta_s: seconds until it should be finished, or None as long as nothing is known of the pace of painting.
+    """
+
+    position: int
+    eta_s: float | None
+
+
+@dataclass(frozen=True)
+class JobReport:
+    """A job, and its outlook if it is unfinished."""
+
+    job: Job
+    outlook: Outlook | None = None
 
 
 @dataclass(frozen=True)
