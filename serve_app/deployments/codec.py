@@ -14,7 +14,7 @@ from serve_app.deployments.steps import Decoded, Encoded, Painted, fetch, frame_
 from serve_app.errors import RequestError
 from serve_app.frames import DecodedImage, ImageFormat, StylizeRequest
 from serve_app.images.encode import encode
-from serve_app.images.header import ImageHeader
+from serve_app.images.header import ImageHeader, refuse_large
 from serve_app.images.pool import DecodeLimits, DecoderPool
 from serve_app.settings import CodecSettings, load_settings
 
@@ -49,6 +49,15 @@ class Codec:
                 return await asyncio.to_thread(stored, image, began)
         except RequestError as refusal:
             return refusal
+
+    async def check(self, header: ImageHeader) -> RequestError | None:
+        """Returns the refusal of a photograph that is never decoded, by its header; None if it may be."""
+        try:
+            if header.stored is not None:
+                refuse_large(header.stored, self.settings.max_pixels)
+        except RequestError as refusal:
+            return refusal
+        return None
 
     async def encode(
         self, painted: Painted, decoded: Decoded, format: ImageFormat, quality: int | None

@@ -4,7 +4,7 @@ import asyncio
 import logging
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import numpy as np
@@ -20,13 +20,14 @@ from serve_app.deployments import metrics
 from serve_app.deployments.cancellation import DisconnectOnCancel, is_cancellation, log_no_cancellations
 from serve_app.deployments.idle import IdleRelease
 from serve_app.deployments.proxy import warn_without_guard
-from serve_app.deployments.steps import LOST_RETRY_AFTER_S, Decoded, Encoded, Painted
+from serve_app.deployments.steps import LOST_RETRY_AFTER_S, Decoded, Encoded, Painted, frame_lost
 from serve_app.engine.allocator import return_large_buffers
 from serve_app.errors import DeadlineExceeded, Lost, RequestError, TooBusy
-from serve_app.frames import Client, EncodedImage, Receipt, StylizeRequest
+from serve_app.frames import Client, EncodedImage, ImageFormat, Receipt, StylizeRequest
 from serve_app.images.encode import MEDIA_TYPES
 from serve_app.images.header import ImageHeader, read_header
 from serve_app.images.resize import painted_size
+from serve_app.jobs.desk import JobDesk
 from serve_app.queueing.admission import AdmissionController, Limits, QueueFull
 from serve_app.settings import IngressSettings, Settings, load_settings
 from serve_app.styles.catalogue import find_style, installed_styles, read_catalogue
@@ -38,6 +39,8 @@ logger = logging.getLogger(__name__)
 READY_CACHE_S = 1.0  # load balancers ask often, and each question goes to Serve's one controller
 # Retry-After of Serve's own queues, as in prod.yaml. Admission is stricter, so they fill only if the settings disagree.
 SERVE_RETRY_AFTER_S = 3
+CHECK_S = 5.0  # for the Codec's word on a header
+MAX_UPRIGHTS = 2  # photographs that are decoded at a time only to be shown
 MAX_ATTEMPTS = 3  # at one photograph: painting is pure, so it can be repeated after a replica has died
 
 
@@ -64,6 +67,12 @@ class Ingress:
         ]
         self.release = IdleRelease()
         self._ready = (False, 0.0)  # the answer, and when it was asked for
+        self.accepted_pixels = 0  # of the largest photograph that the Codec has let through by its header
+        self.uprights = asyncio.Semaphore(MAX_UPRIGHTS)
+        self.jobs: JobDesk | None = None
+        if settings.jobs.enabled:
+            self.jobs = JobDesk(settings.jobs, lambda: self.admission.pixels_per_second)
+            self.jobs.open_soon()
         warn_without_guard()
 
     def __serve_build_asgi_app__(self) -> ASGIApp:
@@ -90,6 +99,58 @@ class Ingress:
         except RequestError as refusal:
             self.refusals.inc(tags={"code": refusal.code})
             raise
+
+    async def check(self, data: bytes, request: StylizeRequest) -> int:
+        """Refuses a photograph that can never be painted, by its header; returns the pixels that will be painted."""
+        try:
+            header = read_header(data)
+            pixels = most_painted_pixels(header, request)
+            await self.refuse_large(header)
+        except RequestError as refusal:
+            self.refusals.inc(tags={"code": refusal.code})
+            raise
+        return pixels
+
+    async def refuse_large(self, header: ImageHeader) -> None:
+        """Asks the Codec whether a photograph is too large for it, unless it has let a larger one through.
+
+        What it does not answer now it will say when the job is run.
+
+        Raises:
+            TooManyPixels: if it is.
+        """
+        stored = header.stored.pixels if header.stored else 0
+        if stored <= self.accepted_pixels:
+            return
+        with suppress(TimeoutError, TooBusy, RayError, RayServeException):
+            async with asyncio.timeout(CHECK_S):
+                await call(self.codec.check, header)
+            self.accepted_pixels = stored
+
+    async def upright(self, data: bytes, request: StylizeRequest) -> tuple[bytes, str]:
+        """Returns a photograph upright, at the size that it is painted at, and the media type of its file.
+
+        Only some are decoded at a time: they wait outside of the queue, and photographs that are to be painted come
+        first.
+
+        Raises:
+            RequestError: if it cannot be decoded, or not within `timeout_s`.
+            Lost: if the Codec was lost.
+        """
+        header, upload = read_header(data), np.frombuffer(data, np.uint8)
+        try:
+            async with asyncio.timeout(self.settings.timeout_s), self.uprights:
+                decoded: Decoded = await call(self.codec.decode, upload, header, request)
+                format: ImageFormat = "jpeg" if decoded.alpha is None else "png"
+                unpainted = Painted(decoded.frame, 0.0)
+                encoded: Encoded = await call(self.codec.encode, unpainted, decoded, format, None)
+        except TimeoutError:
+            raise DeadlineExceeded("The photograph could not be decoded in time. Try again later.") from None
+        except (RayError, RayServeException) as error:
+            if not is_lost(error):
+                raise
+            raise frame_lost("decoded") from None
+        return encoded.data, MEDIA_TYPES[format]
 
     @contextmanager
     def admitted(self, client: Client, pixels: int) -> Iterator[None]:

@@ -48,7 +48,7 @@ class Runner:
         running = [Run(job.pixels, int(1000 * job.began_s), now) for job in self.running]
         pace = measure_pace(painted, running, is_cut=len(last) == MEASURED_JOBS)
         ahead = sum(job.pixels for job in self.waiting)
-        return pace and eta_of_waiting(pixels, ahead, running, pace)
+        return None if pace is None else eta_of_waiting(pixels, ahead, running, pace)
 
     def step(self) -> None:
         while self.waiting and len(self.running) < self.at_once:
