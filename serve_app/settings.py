@@ -193,6 +193,16 @@ class JobsSettings(StrictModel):
     lease_s: PositiveFloat = 30
     max_attempts: PositiveInt = 3
 
+    @property
+    def is_database_local(self) -> bool:
+        """Whether the database is a file of one machine."""
+        return self.database_url is None or self.database_url.startswith("sqlite:")
+
+    @property
+    def are_blobs_local(self) -> bool:
+        """Whether the pictures are in a folder of one machine."""
+        return self.blobs_url is None or "://" not in self.blobs_url or self.blobs_url.startswith("file:")
+
     @field_validator("database_url", "blobs_url")
     @classmethod
     def _has_no_password(cls, url: str | None) -> str | None:

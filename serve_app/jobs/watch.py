@@ -42,8 +42,10 @@ class Watch:
                 del self._ends[job_id]
 
     async def _look(self) -> None:
-        while self._ends:
+        while True:
             await asyncio.sleep(LOOK_EVERY_S)
+            if not self._ends:
+                return
             try:
                 found = await self._find(list(self._ends))
             except RequestError:  # the store cannot be reached now

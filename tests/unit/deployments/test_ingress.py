@@ -22,7 +22,7 @@ from ray.serve.exceptions import RayServeException
 from serve_app.deployments import ingress as module
 from serve_app.deployments.ingress import Ingress, admission_limits, encoded_image, is_lost, most_painted_pixels
 from serve_app.deployments.steps import Decoded, Encoded, Painted
-from serve_app.errors import Lost, SettingsError, TooBusy, Unauthorized
+from serve_app.errors import Lost, RequestError, SettingsError, TooBusy, TooManyPixels, Unauthorized
 from serve_app.frames import Client, Size, StylizeRequest
 from serve_app.images.header import ImageHeader
 from serve_app.queueing.admission import AdmissionController
@@ -189,3 +189,84 @@ def test_refusal_says_whose_share_of_the_queue_is_used_up() -> None:
         assert refused(ingress, strangers[0]).startswith(
             "2 pictures are waiting, 1 of them yours, as many as leave room for others; try again in "
         )
+
+
+class CheckingCodec:
+    """A handle whose replica answers what a test wants of headers."""
+
+    def __init__(self, answer: object) -> None:
+        self.answer = answer
+        self.asked: list[ImageHeader] = []
+        self.check = self
+
+    def remote(self, header: ImageHeader) -> "asyncio.Future[object]":
+        self.asked.append(header)
+        response: asyncio.Future[object] = asyncio.get_running_loop().create_future()
+        if isinstance(self.answer, Exception) and not isinstance(self.answer, RequestError):
+            response.set_exception(self.answer)
+        elif self.answer is not WAIT:
+            response.set_result(self.answer)
+        return response
+
+
+WAIT = object()
+
+
+def checked(codec: CheckingCodec, *sizes: Size) -> int:
+    """The largest photograph that an Ingress knows to be let through, after some were checked."""
+    ingress = SimpleNamespace(codec=codec, accepted_pixels=0)
+    refuse_large = MethodType(cast("Any", Ingress).func_or_class.refuse_large, ingress)
+
+    async def check() -> None:
+        for size in sizes:
+            await refuse_large(ImageHeader("JPEG", size))
+
+    asyncio.run(check())
+    return int(ingress.accepted_pixels)
+
+
+def test_the_codec_is_asked_of_a_header_only_if_it_is_the_largest_yet() -> None:
+    codec = CheckingCodec(None)
+    assert checked(codec, Size(60, 80), Size(50, 80), Size(80, 60), Size(90, 80)) == 90 * 80
+    assert [header.stored for header in codec.asked] == [Size(60, 80), Size(90, 80)]
+
+
+def test_a_photograph_that_is_too_large_for_the_codec_is_refused() -> None:
+    with pytest.raises(TooManyPixels):
+        checked(CheckingCodec(TooManyPixels("Too large.")), Size(60, 80))
+
+
+@pytest.mark.parametrize("answer", [WAIT, ActorDiedError(), TooBusy("Later.")])
+def test_a_codec_that_does_not_answer_keeps_no_job_from_being_accepted(
+    monkeypatch: pytest.MonkeyPatch, answer: object
+) -> None:
+    monkeypatch.setattr(module, "CHECK_S", 0.01)
+    assert checked(CheckingCodec(answer), Size(60, 80)) == 0
+
+
+@pytest.mark.parametrize(
+    ("path", "template"),
+    [
+        ("/v1/jobs/0123456789abcdef", "/v1/jobs/{job_id}"),
+        ("/v1/jobs/0123456789abcdef/", "/v1/jobs/{job_id}/"),
+        ("/v1/jobs/0123456789abcdef/image", "/v1/jobs/{job_id}/image"),
+        ("/v1/jobs/0123456789abcdef/photo", "/v1/jobs/{job_id}/photo"),
+        ("/v1/jobs/0123456789abcdef/nothing", "/"),
+    ],
+)
+@pytest.mark.parametrize("method", ["GET", "DELETE", "PATCH"])
+def test_access_logs_and_metrics_of_serve_hold_templates_in_place_of_ids(path: str, template: str, method: str) -> None:
+    """By the rules of Serve's proxy, which knows only the patterns of the routes."""
+    from fakes import FakePipeline
+    from ray.serve._private.proxy_router import ProxyRouter
+    from ray.serve._private.thirdparty.get_asgi_route_name import extract_route_patterns
+
+    from serve_app.web.routes import create_app
+
+    router = ProxyRouter(cast("Any", None))
+    router.route_patterns = {"/": extract_route_patterns(create_app(FakePipeline()))}
+    scope = {"type": "http", "method": method, "path": path, "root_path": "", "headers": []}
+    logged = router.match_route_pattern("/", scope)
+    assert "0123456789abcdef" not in logged
+    if method == "GET":
+        assert logged == template
