@@ -202,6 +202,17 @@ class JobQueue:
         cancelled = update(jobs).where(jobs.c.id == job_id, IS_UNFINISHED)
         return self._change(cancelled.values(status=status(Status.CANCELLED), **ending))
 
+    def requeue(self, job_id: str) -> Job | None:
+        """Lets a failed or cancelled job wait again as if it were new, at the head of the queue.
+
+        Returns None if there is no such job, or its photograph is not kept any more.
+        """
+        ended = jobs.c.status.in_([status(Status.FAILED), status(Status.CANCELLED)])
+        again = update(jobs).where(jobs.c.id == job_id, ended, jobs.c.photo.is_not(None))
+        blank = ("started_at", "finished_at", "expires_at", "photo_expires_at", "problem")
+        values = {"status": status(Status.QUEUED), "attempt": 0, "turn": head_turn(), **dict.fromkeys(blank, null())}
+        return self._change(again.values(values))
+
     def reap(self) -> Reaped:
         """Lets jobs wait again whose lease ran out, or fails them after their last attempt. Any process may do it.
 

@@ -160,3 +160,18 @@ class Swept:
     photos: int = 0
     forgotten: int = 0
     blobs: int = 0
+
+
+@dataclass(frozen=True)
+class Census:
+    """The jobs of a store, counted.
+
+    Attributes:
+        jobs: number of each status for each client. Expired jobs have no client any more: theirs is empty.
+        oldest_queued_s: seconds since the job was submitted that has waited longest; None if none waits.
+        stored_bytes: of all photographs and paintings.
+    """
+
+    jobs: dict[str, dict[Status, int]]
+    oldest_queued_s: float | None
+    stored_bytes: int

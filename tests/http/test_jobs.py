@@ -3,7 +3,7 @@
 import logging
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,8 @@ from workers import end, work_off, working
 
 from serve_app.errors import BrokenImage
 from serve_app.jobs.desk import JobDesk
+from serve_app.jobs.store import JobStore
+from serve_app.jobs.words import Job
 from serve_app.settings import IngressSettings
 from serve_app.web.keys import KeyRing, parse_keys
 from serve_app.web.routes import create_app
@@ -273,7 +275,14 @@ class TestLooking:
 
     @pytest.mark.parametrize("path", ["", "/image", "/photo"])
     @pytest.mark.parametrize("job_id", ["0123456789abcdefABCDEF_-", "%00", "%ff", "x" * 65, "ä"])
-    def test_an_unknown_id_is_none(self, shop: Shop, job_id: str, path: str) -> None:
+    def test_an_unknown_id_is_none(self, shop: Shop, job_id: str, path: str, monkeypatch: pytest.MonkeyPatch) -> None:
+        find = JobStore.find
+
+        def find_text(self: JobStore, job_ids: Sequence[str]) -> dict[str, Job]:
+            assert all(each.isascii() and "\0" not in each for each in job_ids)  # PostgreSQL takes no others
+            return find(self, job_ids)
+
+        monkeypatch.setattr(JobStore, "find", find_text)
         detail = "There is no job with this id."
         assert_problem(shop.http.get(f"/v1/jobs/{job_id}{path}"), 404, "unknown-job", detail)
         if not path:
@@ -496,7 +505,7 @@ def test_waiting_requests_hold_no_more_places_than_are_theirs(
 
     monkeypatch.setattr(module, "MAX_WAITING", 1)
     shop = make_shop()
-    headers = {"Prefer": "respond-async, wait=50"}
+    headers = {"Prefer": "respond-async, wait=20"}
     with shop.http:  # one event loop for all requests
         first: list[Response] = []
         thread = threading.Thread(
@@ -505,7 +514,9 @@ def test_waiting_requests_hold_no_more_places_than_are_theirs(
         thread.start()
         while not shop.desk._watch.waiting:
             time.sleep(0.01)
+        began = time.monotonic()
         assert shop.http.post("/v1/stylize", content=PHOTO, headers=headers).status_code == 202
+        assert time.monotonic() - began < 10
         work_off(shop.bench.store)
         thread.join()
         assert first[0].status_code == 200

@@ -40,11 +40,14 @@ def test_a_call_that_takes_long_holds_up_nothing_but_others_of_its_kind(
 
     async def work() -> None:
         calls = [asyncio.ensure_future(desk.find(["x"])) for _ in range(3 * module.THREADS)]
-        while len(names) != module.THREADS:
-            await asyncio.sleep(0.01)
-        await asyncio.wait_for(asyncio.to_thread(bool), 5)  # the pool of everybody else is free
-        assert len(names) == module.THREADS
-        may_go_on.set()
+        try:
+            async with asyncio.timeout(10):
+                while len(names) < module.THREADS:
+                    await asyncio.sleep(0.01)
+            await asyncio.wait_for(asyncio.to_thread(bool), 5)  # the pool of everybody else is free
+            assert len(names) == module.THREADS
+        finally:
+            may_go_on.set()
         await asyncio.gather(*calls)
 
     asyncio.run(work())
