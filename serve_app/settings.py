@@ -198,6 +198,16 @@ class JobsSettings(StrictModel):
     lease_s: PositiveFloat = 30
     max_attempts: PositiveInt = 3
 
+    @property
+    def is_database_local(self) -> bool:
+        """Whether the database is a file of one machine."""
+        return self.database_url is None or self.database_url.startswith("sqlite:")
+
+    @property
+    def are_blobs_local(self) -> bool:
+        """Whether the pictures are in a folder of one machine."""
+        return self.blobs_url is None or "://" not in self.blobs_url or self.blobs_url.startswith("file:")
+
     @field_validator("database_url", "blobs_url")
     @classmethod
     def _has_no_password(cls, url: str | None) -> str | None:
@@ -274,12 +284,28 @@ def load_settings(model: type[Model], values: Mapping[str, Any], where: str) -> 
     try:
         return model.model_validate(dict(values))
     except ValidationError as error:
-        # The first part of a location is the key; the rest names types inside the model.
         problems = [
-            describe(f"{where}.{detail['loc'][0]}", detail["type"], detail["msg"], list(model.model_fields))
+            describe(f"{where}.{place}", detail["type"], detail["msg"], known)
             for detail in error.errors()
+            for place, known in [find_key(model, detail["loc"])]
         ]
         raise SettingsError("; ".join(dict.fromkeys(problems))) from None
+
+
+def find_key(model: type[StrictModel], location: tuple[int | str, ...]) -> tuple[str, list[str]]:
+    """Returns the path of a key that pydantic complains of, and the keys that there are beside it.
+
+    Args:
+        model: of the settings.
+        location: as pydantic has it. Behind the key it names types inside the model, which nobody has written.
+    """
+    key, *rest = location
+    field = model.model_fields.get(str(key))
+    inner = field.annotation if field else None
+    if rest and isinstance(inner, type) and issubclass(inner, StrictModel):
+        place, known = find_key(inner, tuple(rest))
+        return f"{key}.{place}", known
+    return str(key), list(model.model_fields)
 
 
 def describe(key: str, kind: str, message: str, known: list[str]) -> str:

@@ -34,6 +34,7 @@ from serve_app.web.keys import NOT_SAID, is_private
 BUILDER = "serve_app.app:build"
 GUARD = "guard"  # the one key at the top that is not Serve's
 MERGE_TAG = "tag:yaml.org,2002:merge"  # of the key `<<`
+ONE_MACHINE = ("HeadOnly", "Disabled")  # places of proxies
 SERVE_MAX_ONGOING_REQUESTS = 5  # Serve's default
 MAX_PORT = 65_535
 USER_CONFIGS: dict[str, type[StrictModel]] = {
@@ -231,6 +232,7 @@ def own_findings(config: dict[str, Any]) -> Iterator[str]:
         yield from request_findings(config, application, where)
         yield from key_findings(config, application, where)
         yield from runner_findings(application, where)
+        yield from job_findings(config, application, where)
         names = [deployment.get("name") for deployment in listed(application, "deployments")]
         yield from (f"{where}.deployments: {name} is given twice" for name in names if names.count(name) > 1)
         yield from wrong_settings(Settings, application.get("args") or {}, f"{where}.args")
@@ -308,6 +310,24 @@ def runner_findings(application: dict[str, Any], where: str) -> Iterator[str]:
             f"{place}.user_config.stylizer_places: {settings.stylizer_places} is not under the Stylizer's "
             f"max_ongoing_requests ({ongoing}), so jobs would leave no place for requests"
         )
+
+
+def job_findings(config: dict[str, Any], application: dict[str, Any], where: str) -> Iterator[str]:
+    """Yields findings on jobs: on a cluster every node must reach their database and their pictures.
+
+    A file is for one machine if its `proxy_location` says HeadOnly, or Disabled. With EveryNode, Serve's default, any
+    replica may be started on any node, however few replicas there are, and a new one need not be where the old one was.
+    """
+    args = application.get("args") or {}
+    default = ServeDeploySchema.model_fields["proxy_location"].default
+    if config.get("proxy_location", default) in ONE_MACHINE or [*wrong_settings(Settings, args, "")]:
+        return
+    jobs = load_settings(Settings, args, "").jobs
+    needed = "a replica may run on any node (proxy_location), and what is kept on one is not there on another"
+    if jobs.enabled and jobs.is_database_local:
+        yield f"{where}.args.jobs.database_url: must be postgresql+psycopg://…: {needed}"
+    if jobs.enabled and jobs.are_blobs_local:
+        yield f"{where}.args.jobs.blobs_url: must be s3://… or another place on the network: {needed}"
 
 
 def deployment_findings(deployment: dict[str, Any], where: str) -> Iterator[str]:

@@ -10,6 +10,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from serve_app.cli.jobs import add_jobs_parser, default_config
 from serve_app.errors import AnimeganError, StyleError
 from serve_app.styles.catalogue import (
     STYLES_DIR_VARIABLE,
@@ -19,7 +20,6 @@ from serve_app.styles.catalogue import (
     installed_styles,
     local_dir,
     read_catalogue,
-    shipped_dir,
 )
 from serve_app.styles.text import printable
 
@@ -90,6 +90,8 @@ def parse_arguments() -> argparse.Namespace:
     new.add_argument("--share", type=float, help="the part of the queue that NAME may hold, 0.5 for example")
     new.set_defaults(command=make_key)
 
+    add_jobs_parser(commands)
+
     export = commands.add_parser("export", help="write a style for another runtime")
     export.add_argument("style", metavar="STYLE")
     export.add_argument("--onnx", type=Path, required=True, metavar="FILE", help="any batch and size; extra `onnx`")
@@ -102,11 +104,6 @@ def run_service(options: argparse.Namespace) -> int:
     from serve_app.cli.supervisor import run
 
     return run(options.config or default_config(), options.dashboard)
-
-
-def default_config() -> Path:
-    """Returns configs/local.yaml: inside the package in a wheel, beside it in a clone."""
-    return shipped_dir().parent / "configs" / "local.yaml"
 
 
 def check_configs(options: argparse.Namespace) -> int:

@@ -5,6 +5,7 @@ import time
 from collections.abc import AsyncIterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractAsyncContextManager, nullcontext
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -15,11 +16,11 @@ from ray.serve.handle import DeploymentHandle
 
 from serve_app.deployments.autoscaling import Occupancy
 from serve_app.deployments.calls import Callee
-from serve_app.deployments.steps import Handed, Painted, Stylized, fetch, frame_lost, hand_over, is_small
+from serve_app.deployments.steps import Handed, Painted, Stylized, Upright, fetch, frame_lost, hand_over, is_small
 from serve_app.errors import RequestError
 from serve_app.frames import DecodedImage, Size, StylizeRequest
-from serve_app.images.encode import encode
-from serve_app.images.header import ImageHeader
+from serve_app.images.encode import MEDIA_TYPES, encode
+from serve_app.images.header import ImageHeader, refuse_large
 from serve_app.images.pool import DecodeLimits, DecoderPool
 from serve_app.settings import CodecSettings, load_settings
 
@@ -101,6 +102,28 @@ class Codec:
         loop = asyncio.get_running_loop()
         with self.occupancy.one():
             return await loop.run_in_executor(self.encoders, encoded, painted, decoded, request)
+
+    async def check(self, header: ImageHeader) -> AsyncIterator[RequestError | None]:
+        """Yields the refusal of a photograph that is never decoded, by its header; None if it may be."""
+        try:
+            if header.stored is not None:
+                refuse_large(header.stored, self.settings.max_pixels)
+            yield None
+        except RequestError as refusal:
+            yield refusal
+
+    async def upright(
+        self, upload: NDArray[np.uint8], header: ImageHeader, request: StylizeRequest
+    ) -> AsyncIterator[Upright | RequestError]:
+        """Yields a photograph upright, at the size that it is painted at: a JPEG, or a PNG if it is transparent."""
+        try:
+            async with self.background:
+                decoded = await self.decode(upload, header, request)
+                wanted = replace(request, format="jpeg" if decoded.alpha is None else "png", quality=None)
+                encoded = await self.encode(Painted(decoded.frame, 0.0), decoded, wanted)
+            yield Upright(encoded.data, MEDIA_TYPES[wanted.format])
+        except RequestError as refusal:
+            yield refusal
 
     async def record_autoscaling_stats(self) -> dict[str, float]:
         """Returns the figure that `autoscaling.Work` decides by."""

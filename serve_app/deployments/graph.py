@@ -2,14 +2,15 @@
 
 import asyncio
 import logging
+from contextlib import suppress
 from typing import Any
 
 import numpy as np
 from ray.serve.handle import DeploymentHandle
 
 from serve_app.deployments.calls import Callee
-from serve_app.deployments.steps import LOST_RETRY_AFTER_S, SMALL_BYTES, Stylized
-from serve_app.errors import DeadlineExceeded, Lost
+from serve_app.deployments.steps import LOST_RETRY_AFTER_S, SMALL_BYTES, Stylized, Upright
+from serve_app.errors import DeadlineExceeded, Lost, TooBusy
 from serve_app.frames import EncodedImage, Receipt, StylizeRequest
 from serve_app.images.encode import MEDIA_TYPES
 from serve_app.images.header import ImageHeader
@@ -20,6 +21,8 @@ logger = logging.getLogger(__name__)
 MAX_ATTEMPTS = 3  # at one photograph: painting is pure, so it can be repeated after a replica has died
 # Of a painting, so that its file, of up to four bytes a pixel and what the format adds, stays under gRPC's 4 MiB.
 SMALL_PIXELS = 960 * 1024
+CHECK_S = 5.0  # for the Codec's word on a header
+MAX_UPRIGHTS = 2  # photographs that are decoded at a time only to be shown
 TIMINGS = ("decode", "queue", "paint", "encode")
 
 
@@ -32,6 +35,44 @@ class Graph:
 
     def __init__(self, codec: DeploymentHandle[Any]) -> None:
         self._codec = Callee(codec)
+        self._accepted_pixels = 0  # of the largest photograph that the Codec has let through by its header
+        self._uprights = asyncio.Semaphore(MAX_UPRIGHTS)
+
+    async def check(self, header: ImageHeader) -> None:
+        """Asks the Codec whether a photograph is too large for it, unless it has let a larger one through.
+
+        What it does not answer now it will say when the photograph is painted.
+
+        Raises:
+            TooManyPixels: if it is.
+        """
+        stored = header.stored.pixels if header.stored else 0
+        if stored <= self._accepted_pixels:
+            return
+        with suppress(TimeoutError, TooBusy, Lost):
+            async with asyncio.timeout(CHECK_S):
+                await self._codec.call("check", header, is_small=True)
+            self._accepted_pixels = stored
+
+    async def upright(
+        self, data: bytes, header: ImageHeader, request: StylizeRequest, timeout_s: float
+    ) -> tuple[bytes, str]:
+        """Returns a photograph upright, at the size that it is painted at, and the media type of its file.
+
+        Only some are decoded at a time: they wait outside of the queue, and photographs that are to be painted come
+        first.
+
+        Raises:
+            RequestError: if it cannot be decoded, or not within `timeout_s`.
+            Lost: if the Codec was lost.
+        """
+        upload = np.frombuffer(data, np.uint8)
+        try:
+            async with asyncio.timeout(timeout_s), self._uprights:
+                upright: Upright = await self._codec.call("upright", upload, header, request, is_small=False)
+        except TimeoutError:
+            raise DeadlineExceeded("The photograph could not be decoded in time. Try again later.") from None
+        return upright.data, upright.media_type
 
     async def stylize(
         self, data: bytes, header: ImageHeader, request: StylizeRequest, background: bool = False

@@ -21,6 +21,7 @@ from serve_app.engine.allocator import return_large_buffers
 from serve_app.errors import RequestError, TooBusy
 from serve_app.frames import Client, EncodedImage, StylizeRequest
 from serve_app.images.header import read_header
+from serve_app.jobs.desk import JobDesk
 from serve_app.queueing.admission import AdmissionController, Limits, QueueFull
 from serve_app.settings import IngressSettings, Settings, load_settings
 from serve_app.styles.catalogue import find_style, installed_styles, read_catalogue
@@ -61,6 +62,10 @@ class Ingress:
         ]
         self.release = IdleRelease()
         self._ready = (False, 0.0)  # the answer, and when it was asked for
+        self.jobs: JobDesk | None = None
+        if settings.jobs.enabled:
+            self.jobs = JobDesk(settings.jobs, lambda: self.admission.pixels_per_second)
+            self.jobs.open_soon()
         warn_without_guard()
 
     def __serve_build_asgi_app__(self) -> ASGIApp:
@@ -87,6 +92,21 @@ class Ingress:
         except RequestError as refusal:
             self.refusals.inc(tags={"code": refusal.code})
             raise
+
+    async def check(self, data: bytes, request: StylizeRequest) -> int:
+        """Refuses a photograph that can never be painted, by its header; returns the pixels that will be painted."""
+        try:
+            header = read_header(data)
+            pixels = most_painted_pixels(header, request)
+            await self.graph.check(header)
+        except RequestError as refusal:
+            self.refusals.inc(tags={"code": refusal.code})
+            raise
+        return pixels
+
+    async def upright(self, data: bytes, request: StylizeRequest) -> tuple[bytes, str]:
+        """Returns a photograph upright, at the size that it is painted at, and the media type of its file."""
+        return await self.graph.upright(data, read_header(data), request, self.settings.timeout_s)
 
     @contextmanager
     def admitted(self, client: Client, pixels: int) -> Iterator[None]:

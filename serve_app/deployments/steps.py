@@ -84,3 +84,11 @@ class Stylized:
     original: Size
     painted: Size
     worked_ms: dict[str, float]
+
+
+@dataclass(frozen=True)
+class Upright:
+    """The Codec's answer: a photograph, upright and resized, as the bytes of an image file and its media type."""
+
+    data: bytes
+    media_type: str

@@ -11,13 +11,13 @@ from contextlib import contextmanager
 import numpy as np
 from PIL import ExifTags, Image, ImageChops, JpegImagePlugin
 
-from serve_app.errors import BrokenImage, OutOfMemory, RequestError, TooManyPixels
+from serve_app.errors import BrokenImage, OutOfMemory, RequestError
 from serve_app.frames import DecodedImage, Frame, Plane, Size, StylizeRequest
 from serve_app.images import jpeg
 from serve_app.images.colour import to_srgb
 from serve_app.images.completeness import is_cut_off
 from serve_app.images.formats import open_as
-from serve_app.images.header import ImageHeader, read_header
+from serve_app.images.header import ImageHeader, read_header, refuse_large
 from serve_app.images.resize import painted_size, resize
 from serve_app.images.samples import ForeignImage, to_bytes, white_of
 
@@ -216,21 +216,6 @@ def broken(error: Exception) -> BrokenImage:
 def is_truncation(error: Exception) -> bool:
     """Returns whether a decoder failed because the file is incomplete; Pillow tells by its message alone."""
     return "truncated" in str(error).lower()
-
-
-def refuse_large(stated: Size, max_pixels: int) -> None:
-    """Checks the size that the header states.
-
-    Raises:
-        TooManyPixels: if it has more than `max_pixels`.
-    """
-    if stated.pixels > max_pixels:
-        raise TooManyPixels(
-            f"The picture is {stated}, {stated.pixels} pixels; at most {max_pixels} are decoded here. Send it smaller.",
-            max_pixels,
-            stated.pixels,
-            "pixels",
-        )
 
 
 def load_early(image: Image.Image) -> None:

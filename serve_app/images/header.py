@@ -9,7 +9,7 @@ import struct
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
-from serve_app.errors import BrokenImage, UnsupportedFormat
+from serve_app.errors import BrokenImage, TooManyPixels, UnsupportedFormat
 from serve_app.frames import Size
 from serve_app.images.others import name_kind
 from serve_app.images.raw import refuse_raw
@@ -73,6 +73,21 @@ def read_header(data: bytes) -> ImageHeader:
     except (struct.error, IndexError):
         raise BrokenImage("The picture ends before it is complete; send the whole file.") from None
     return ImageHeader(format, stored if stored and min(stored) > 0 else None)
+
+
+def refuse_large(stated: Size, max_pixels: int) -> None:
+    """Checks the size that the header states.
+
+    Raises:
+        TooManyPixels: if it has more than `max_pixels`.
+    """
+    if stated.pixels > max_pixels:
+        raise TooManyPixels(
+            f"The picture is {stated}, {stated.pixels} pixels; at most {max_pixels} are decoded here. Send it smaller.",
+            max_pixels,
+            stated.pixels,
+            "pixels",
+        )
 
 
 def sniff(data: bytes) -> str:

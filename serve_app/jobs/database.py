@@ -15,7 +15,7 @@ from typing import Any
 from urllib.parse import quote
 
 import platformdirs
-from sqlalchemy import Connection, Engine, create_engine, event, make_url
+from sqlalchemy import URL, Connection, Engine, create_engine, event, make_url
 from sqlalchemy.exc import (
     ArgumentError,
     DataError,
@@ -44,6 +44,7 @@ POOL: dict[str, Any] = {
     "max_overflow": 4,
     "pool_timeout": 10.0,
     "pool_pre_ping": True,
+    "hide_parameters": True,  # in the texts of errors, which are logged: an id of a job is a secret
 }
 POSTGRESQL_DISK_FULL = "53100"
 
@@ -121,12 +122,9 @@ def open_database(settings: JobsSettings, busy_s: float = BUSY_S) -> Database:
     Raises:
         SettingsError: if the URL is wrong, its driver is missing, or the file cannot be made.
     """
-    try:
-        url = make_url(settings.database_url or f"sqlite:///{data_dir(settings) / 'jobs.sqlite3'}")
-    except ArgumentError:
-        raise SettingsError("jobs.database_url: not a URL of a database") from None
+    url = database_url(settings)
     if url.get_backend_name() == "sqlite":
-        path = Path(url.database or "").expanduser().absolute()
+        path = sqlite_path(url)
         create_private_file(path)
         return Database(sqlite_engine(path, busy_s))
     arguments = {
@@ -143,6 +141,34 @@ def open_database(settings: JobsSettings, busy_s: float = BUSY_S) -> Database:
         )
     except ModuleNotFoundError:
         raise SettingsError("jobs.database_url: PostgreSQL needs the extra `postgres` (pip install psycopg)") from None
+
+
+def database_url(settings: JobsSettings) -> URL:
+    """Returns the URL of the settings, or that of the SQLite file which is meant if they name none.
+
+    Raises:
+        SettingsError: if it is none.
+    """
+    try:
+        return make_url(settings.database_url or f"sqlite:///{data_dir(settings) / 'jobs.sqlite3'}")
+    except ArgumentError:
+        raise SettingsError("jobs.database_url: not a URL of a database") from None
+
+
+def sqlite_path(url: URL) -> Path:
+    """Returns the file of an SQLite database."""
+    return Path(url.database or "").expanduser().absolute()
+
+
+def check_exists(settings: JobsSettings) -> None:
+    """Checks that an SQLite database is there, where to open it would make one.
+
+    Raises:
+        SettingsError: if it is not.
+    """
+    url = database_url(settings)
+    if url.get_backend_name() == "sqlite" and not sqlite_path(url).exists():
+        raise SettingsError(f"there are no jobs: {sqlite_path(url)} does not exist (is {DATA_DIR_VARIABLE} set?)")
 
 
 def data_dir(settings: JobsSettings) -> Path:

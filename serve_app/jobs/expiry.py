@@ -20,6 +20,7 @@ EXPIRY_LOCK = 0x616E6978
 BLANK: dict[str, Any] = {
     "client": "",
     "request": None,
+    "pixels": 0,
     "key_digest": None,
     "payload_digest": None,
     "photo": None,
@@ -57,6 +58,11 @@ def expire(connection: Connection, numbers: Sequence[int]) -> int:
     return len(rows)
 
 
+def expire_finished(connection: Connection) -> int:
+    """Expires finished jobs, whether or not their time has come; returns their number, at most BATCH."""
+    return expire(connection, lock(connection, select(jobs.c.number).where(IS_FINISHED).limit(BATCH)))
+
+
 def drop_photos_due(connection: Connection) -> int:
     """Lets the photographs of finished jobs go whose time has come; returns their number, at most BATCH."""
     due = select(jobs.c.number).where(
@@ -66,9 +72,9 @@ def drop_photos_due(connection: Connection) -> int:
 
 
 def drop_photos(connection: Connection, numbers: Sequence[int]) -> int:
-    """Lets the photographs of finished jobs go whose rows are locked."""
+    """Lets the photographs of finished jobs go."""
     chosen = (jobs.c.number.in_(numbers), IS_FINISHED)
-    names = connection.execute(select(jobs.c.photo).where(*chosen)).scalars().all()
+    names = connection.execute(select(jobs.c.photo).where(*chosen).with_for_update()).scalars().all()
     connection.execute(update(jobs).where(*chosen).values(photo=None, photo_expires_at=None))
     ledger.drop(connection, names)
     return sum(name is not None for name in names)

@@ -1,4 +1,4 @@
-"""Positions in the queue: how many unfinished jobs are ahead of one, those that run included.
+"""Positions in the queue: how many unfinished jobs are ahead of one, those that run included, and how long they take.
 
 A job of a client that has waited less may still be claimed before one that is counted here as behind it, because
 clients take turns.
@@ -8,14 +8,37 @@ import bisect
 import threading
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from itertools import accumulate
 
-from sqlalchemy import ColumnElement, Connection, func, select, tuple_
+from sqlalchemy import Connection, func, select, tuple_
 
 from serve_app.jobs.database import Database
-from serve_app.jobs.table import QUEUED, RUNNING, jobs
-from serve_app.jobs.words import Status
+from serve_app.jobs.estimates import Pace, Run, eta_of_running, eta_of_waiting, measure_pace
+from serve_app.jobs.table import QUEUED, RUNNING, SUCCEEDED, jobs, now_ms
+from serve_app.jobs.words import Outlook, Status
 
 CACHED_S = 1.0
+MEASURED_JOBS = 50  # that were painted last: the pace is theirs
+
+Place = tuple[int, int]  # turn and number
+
+
+@dataclass(frozen=True)
+class Look:
+    """The queue at one moment.
+
+    Attributes:
+        running: jobs that run, by their ids.
+        waiting: places of the jobs that wait, in order.
+        pixels: of the first one that waits, of the first two and so on.
+        pace: as measured lately; None before the first job was painted.
+    """
+
+    running: dict[str, Run]
+    waiting: list[Place]
+    pixels: list[int]
+    pace: Pace | None
 
 
 class Positions:
@@ -30,41 +53,110 @@ class Positions:
         self._database = database
         self._clock = clock
         self._lock = threading.Lock()
-        self._read_at: float | None = None
-        self._running = 0
-        self._waiting: list[tuple[int, int]] = []  # turns and numbers, in order
+        self._look: Look | None = None
+        self._looked_at = 0.0
+        self._pace: Pace | None = None
+        self._measured_at: float | None = None
 
     def exact(self, job_id: str) -> int | None:
         """Counts the unfinished jobs ahead of one now: 0 for one that runs, None for one that is not unfinished."""
-        with self._database.read() as connection:
-            row = connection.execute(
-                select(jobs.c.status, jobs.c.turn, jobs.c.number).where(jobs.c.id == job_id)
-            ).first()
-            if row is None or row.status != Status.QUEUED:
-                return 0 if row is not None and row.status == Status.RUNNING else None
-            before = tuple_(jobs.c.turn, jobs.c.number) < (row.turn, row.number)
-            return count(connection, QUEUED, before) + count(connection, RUNNING)
+        outlook = self.outlook_now(job_id)
+        return None if outlook is None else outlook.position
 
     def recent(self, job_ids: Sequence[str]) -> dict[str, int]:
         """Returns the positions of those of some jobs that are unfinished, from a look at the queue at most 1 s old."""
-        with self._lock, self._database.read() as connection:
-            if self._read_at is None or self._clock() - self._read_at > CACHED_S:
-                self._read_at = self._clock()
-                queue = select(jobs.c.turn, jobs.c.number).where(QUEUED).order_by(jobs.c.turn, jobs.c.number)
-                self._waiting = [(turn, number) for turn, number in connection.execute(queue)]
-                self._running = count(connection, RUNNING)
-            asked = select(jobs.c.id, jobs.c.status, jobs.c.turn, jobs.c.number).where(jobs.c.id.in_(list(job_ids)))
-            rows = connection.execute(asked).all()
-            return {
-                row.id: self._ahead(row.turn, row.number) if row.status == Status.QUEUED else 0
-                for row in rows
-                if row.status in (Status.QUEUED, Status.RUNNING)
-            }
+        return {job_id: outlook.position for job_id, outlook in self.outlooks(job_ids).items()}
 
-    def _ahead(self, turn: int, number: int) -> int:
-        return self._running + bisect.bisect_left(self._waiting, (turn, number))
+    def outlook_now(self, job_id: str, rate: float = 0.0) -> Outlook | None:
+        """Returns the outlook of an unfinished job by the queue as it is now; only the pace may be a second old.
+
+        Args:
+            job_id: of the job.
+            rate: pixels per second to go by as long as no job was painted; 0 if not even that is known.
+        """
+        with self._database.read() as connection:
+            asked = select(jobs.c.status, jobs.c.turn, jobs.c.number, jobs.c.pixels).where(jobs.c.id == job_id)
+            row = connection.execute(asked).first()
+            if row is None or row.status not in (Status.QUEUED, Status.RUNNING):
+                return None
+            running = running_jobs(connection)
+            pace = self._measured(connection, running) or guess(rate, running)
+            if row.status == Status.RUNNING:
+                return outlook_of_running(running.get(job_id), running, pace)
+            before = tuple_(jobs.c.turn, jobs.c.number) < (row.turn, row.number)
+            ahead = select(func.count(), func.coalesce(func.sum(jobs.c.pixels), 0)).where(QUEUED, before)
+            count, pixels = connection.execute(ahead).one()
+            return outlook_of_waiting(row.pixels, count, int(pixels), running, pace)
+
+    def outlooks(self, job_ids: Sequence[str], rate: float = 0.0) -> dict[str, Outlook]:
+        """Returns the outlooks of those of some jobs that are unfinished, from a look at the queue at most 1 s old."""
+        with self._database.read() as connection:
+            asked = select(jobs.c.id, jobs.c.status, jobs.c.turn, jobs.c.number, jobs.c.pixels)
+            rows = connection.execute(asked.where(jobs.c.id.in_(list(job_ids)))).all()
+            look = self._recent_look(connection)
+        pace = look.pace or guess(rate, look.running)
+        outlooks: dict[str, Outlook] = {}
+        for row in rows:
+            if row.status == Status.RUNNING:
+                outlooks[row.id] = outlook_of_running(look.running.get(row.id), look.running, pace)
+            elif row.status == Status.QUEUED:
+                count = bisect.bisect_left(look.waiting, (row.turn, row.number))
+                pixels = look.pixels[count - 1] if count else 0
+                outlooks[row.id] = outlook_of_waiting(row.pixels, count, pixels, look.running, pace)
+        return outlooks
+
+    def _recent_look(self, connection: Connection) -> Look:
+        with self._lock:
+            if self._look is None or self._clock() - self._looked_at > CACHED_S:
+                looked_at = self._clock()
+                queue = select(jobs.c.turn, jobs.c.number, jobs.c.pixels).where(QUEUED)
+                rows = connection.execute(queue.order_by(jobs.c.turn, jobs.c.number)).all()
+                running = running_jobs(connection)
+                places = [(turn, number) for turn, number, _ in rows]
+                pixels = list(accumulate(pixels for _, _, pixels in rows))
+                self._look = Look(running, places, pixels, self._measured(connection, running))
+                self._looked_at = looked_at
+            return self._look
+
+    def _measured(self, connection: Connection, running: dict[str, Run]) -> Pace | None:
+        if self._measured_at is None or self._clock() - self._measured_at > CACHED_S:
+            self._measured_at = self._clock()
+            painted = painted_jobs(connection)
+            self._pace = measure_pace(painted, list(running.values()), is_cut=len(painted) == MEASURED_JOBS)
+        return self._pace
 
 
-def count(connection: Connection, *conditions: ColumnElement[bool]) -> int:
-    """Counts the jobs that meet conditions."""
-    return connection.execute(select(func.count()).select_from(jobs).where(*conditions)).scalar_one()
+def guess(rate: float, running: dict[str, Run]) -> Pace | None:
+    """Returns the pace of a rate that was measured elsewhere, or None if there is none."""
+    return Pace(rate, max(1, len(running))) if rate > 0 else None
+
+
+def outlook_of_running(run: Run | None, running: dict[str, Run], pace: Pace | None) -> Outlook:
+    """Returns the outlook of a job that runs; `run` is None if it was started after the look."""
+    if pace is None or run is None:
+        return Outlook(0, None)
+    return Outlook(0, eta_of_running(run, pace, len(running)))
+
+
+def outlook_of_waiting(pixels: int, count: int, ahead: int, running: dict[str, Run], pace: Pace | None) -> Outlook:
+    """Returns the outlook of a job that waits, with the number of jobs that wait ahead of it and their pixels."""
+    eta_s = None if pace is None else eta_of_waiting(pixels, ahead, list(running.values()), pace)
+    return Outlook(count + len(running), eta_s)
+
+
+def running_jobs(connection: Connection) -> dict[str, Run]:
+    """Returns the jobs that run."""
+    found = select(jobs.c.id, jobs.c.pixels, jobs.c.attempt, jobs.c.started_at, now_ms().label("now")).where(RUNNING)
+    return {
+        row.id: Run(row.pixels, row.started_at if row.attempt == 1 else None, row.now)
+        for row in connection.execute(found)
+    }
+
+
+def painted_jobs(connection: Connection) -> list[Run]:
+    """Returns the jobs that were painted last."""
+    last = select(jobs.c.pixels, jobs.c.attempt, jobs.c.started_at, jobs.c.finished_at).where(SUCCEEDED)
+    return [
+        Run(row.pixels, row.started_at if row.attempt == 1 else None, row.finished_at)
+        for row in connection.execute(last.order_by(jobs.c.finished_at.desc()).limit(MEASURED_JOBS))
+    ]

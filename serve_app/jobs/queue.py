@@ -44,9 +44,13 @@ RETRY_AFTER_S = 30
 
 @dataclass(frozen=True)
 class Entry:
-    """A job to insert: what to do, with which stored photograph (`photo`) or with that of which job (`source`)."""
+    """A job to insert: what to do, with which stored photograph (`photo`) or with that of which job (`source`).
+
+    `pixels` are those that will be painted.
+    """
 
     request: StylizeRequest
+    pixels: int
     photo: str | None = None
     source: str | None = None
 
@@ -115,7 +119,8 @@ class JobQueue:
             made = []
             for part, (entry, photo) in enumerate(zip(entries, keep_photos(connection, entries), strict=True)):
                 keys = {"key_digest": key_digest, "payload_digest": payload_digest, "part": part}
-                values = {"client": client, "turn": turn + part, "request": request_members(entry.request), **keys}
+                wanted = {"request": request_members(entry.request), "pixels": entry.pixels}
+                values = {"client": client, "turn": turn + part, **wanted, **keys}
                 made.append(insert_job(connection, {**values, "photo": photo}))
             return Submission(tuple(made), is_new=True)
 
@@ -198,6 +203,17 @@ class JobQueue:
         ending = {**self._ending(), **NO_LEASE, "photo_expires_at": now_ms()}
         cancelled = update(jobs).where(jobs.c.id == job_id, IS_UNFINISHED)
         return self._change(cancelled.values(status=status(Status.CANCELLED), **ending))
+
+    def requeue(self, job_id: str) -> Job | None:
+        """Lets a failed or cancelled job wait again as if it were new, at the head of the queue.
+
+        Returns None if there is no such job, or its photograph is not kept any more.
+        """
+        ended = jobs.c.status.in_([status(Status.FAILED), status(Status.CANCELLED)])
+        again = update(jobs).where(jobs.c.id == job_id, ended, jobs.c.photo.is_not(None))
+        blank = ("started_at", "finished_at", "expires_at", "photo_expires_at", "problem")
+        values = {"status": status(Status.QUEUED), "attempt": 0, "turn": head_turn(), **dict.fromkeys(blank, null())}
+        return self._change(again.values(values))
 
     def reap(self) -> Reaped:
         """Lets jobs wait again whose lease ran out, or fails them after their last attempt. Any process may do it.

@@ -4,7 +4,7 @@ import hashlib
 import json
 from collections.abc import Sequence
 
-from sqlalchemy import select
+from sqlalchemy import func, select
 
 from serve_app.errors import Gone, NotFinished, UnknownJob
 from serve_app.frames import EncodedImage
@@ -16,8 +16,8 @@ from serve_app.jobs.queue import Entry, JobQueue
 from serve_app.jobs.rows import request_members, to_job
 from serve_app.jobs.schema import SchemaState, migrate, schema_state
 from serve_app.jobs.storage import Storage
-from serve_app.jobs.table import jobs, store
-from serve_app.jobs.words import Job, Lease, NewJob, Status, Submission, Swept
+from serve_app.jobs.table import QUEUED, jobs, now_ms, store
+from serve_app.jobs.words import Census, Job, Lease, NewJob, Status, Submission, Swept
 from serve_app.settings import JobsSettings
 
 
@@ -70,7 +70,12 @@ class JobStore:
         photos = {blob_name("photos", job.photo): job.photo for job in new if job.photo is not None}
         names = iter(photos)
         entries = [
-            Entry(job.request, source=job.source) if job.photo is None else Entry(job.request, photo=next(names))
+            Entry(
+                job.request,
+                job.pixels or job.request.max_side**2,
+                photo=None if job.photo is None else next(names),
+                source=job.source,
+            )
             for job in new
         ]
         with self._storage.stored(client, photos, "photos") as pending:
@@ -139,16 +144,46 @@ class JobStore:
             UnknownJob: if there is none of this id.
             Gone: if it has expired or was erased before.
         """
-        cancelled = self.queue.cancel(job_id)
-        if cancelled is None:
+        if self.cancel(job_id) is None:
             self.get(job_id)
             with self._database.write() as connection:
                 expiry.erase(connection, job_id)
-        else:
+            self._storage.delete_unused()
+        return self.find([job_id])[job_id]
+
+    def cancel(self, job_id: str) -> Job | None:
+        """Ends a job that waits or runs, and deletes its photograph; returns None if there is no such job."""
+        cancelled = self.queue.cancel(job_id)
+        if cancelled is not None:
             with self._database.write() as connection:
                 expiry.drop_photos(connection, [cancelled.number])
-        self._storage.delete_unused()
-        return self.find([job_id])[job_id]
+            self._storage.delete_unused()
+        return cancelled
+
+    def erase_finished(self) -> int:
+        """Erases all finished jobs with their pictures; returns their number."""
+        erased = 0
+        while True:
+            with self._database.write() as connection:
+                done = expiry.expire_finished(connection)
+            erased += done
+            if done < expiry.BATCH:
+                self._storage.delete_unused()
+                return erased
+
+    def census(self) -> Census:
+        """Counts the jobs."""
+        counts: dict[str, dict[Status, int]] = {}
+        grouped = select(jobs.c.client, jobs.c.status, func.count().label("jobs")).group_by(
+            jobs.c.client, jobs.c.status
+        )
+        oldest = select(now_ms() - func.min(jobs.c.created_at)).where(QUEUED)
+        with self._database.read() as connection:
+            for row in connection.execute(grouped.order_by(jobs.c.client)):
+                counts.setdefault(row.client, {})[Status(row.status)] = row.jobs
+            waited_ms = connection.execute(oldest).scalar()
+            stored = ledger.bytes_used(connection)
+        return Census(counts, None if waited_ms is None else waited_ms / 1000, stored)
 
     def schema_state(self) -> SchemaState:
         """Compares the schema of the database with the code, for `/readyz`."""
@@ -189,10 +224,14 @@ def open_store(settings: JobsSettings) -> JobStore:
         StoreUnavailable: if the database or the blob store cannot be reached.
     """
     database = open_database(settings)
-    migrate(database)
-    with database.read() as connection:
-        owner = connection.execute(select(store.c.id)).scalar_one()
-    return JobStore(database, open_blobs(settings, owner), settings)
+    try:
+        migrate(database)
+        with database.read() as connection:
+            owner = connection.execute(select(store.c.id)).scalar_one()
+        return JobStore(database, open_blobs(settings, owner), settings)
+    except BaseException:
+        database.close()
+        raise
 
 
 def digest(*parts: str) -> str:

@@ -45,6 +45,7 @@ jobs = Table(
     Column("status", String, nullable=False),
     Column("turn", BigInteger, nullable=False),  # clients take turns: see `JobQueue.insert`
     Column("request", JSON(none_as_null=True)),
+    Column("pixels", BigInteger, nullable=False),  # to be painted, as far as they were known at submission
     Column("key_digest", String),  # of client and idempotency key
     Column("payload_digest", String),
     Column("part", Integer, nullable=False),  # place within its submission
@@ -65,11 +66,12 @@ jobs = Table(
     Index("jobs_id", "id", unique=True),
     Index("jobs_key", "key_digest", "part", unique=True),
     # With `status` SQLite counts from these two indexes alone: it reads columns of a condition even if it is implied.
-    partial("jobs_queue", "turn", "number", "status", where="status = 'queued'"),
+    partial("jobs_queue", "turn", "number", "status", "pixels", where="status = 'queued'"),
     partial("jobs_client_queue", "client", "turn", "status", where="status = 'queued'"),
     partial("jobs_leases", "lease_until", where="status = 'running'"),
     partial("jobs_expiry", "expires_at", where="status IN ('succeeded', 'failed', 'cancelled')"),
     partial("jobs_client_expiry", "client", "expires_at", where="status IN ('succeeded', 'failed', 'cancelled')"),
+    partial("jobs_painted", "finished_at", where="status = 'succeeded'"),
     partial("jobs_tombstones", "expires_at", where="status = 'expired'"),
     partial("jobs_photo_expiry", "photo_expires_at", where="photo_expires_at IS NOT NULL"),
     sqlite_autoincrement=True,  # no number is given twice
@@ -121,6 +123,7 @@ def status(value: Status) -> ColumnElement[str]:
 
 QUEUED = jobs.c.status == status(Status.QUEUED)
 RUNNING = jobs.c.status == status(Status.RUNNING)
+SUCCEEDED = jobs.c.status == status(Status.SUCCEEDED)
 EXPIRED = jobs.c.status == status(Status.EXPIRED)
 IS_FINISHED = jobs.c.status.in_([status(value) for value in FINISHED])
 IS_UNFINISHED = jobs.c.status.in_([status(Status.QUEUED), status(Status.RUNNING)])

@@ -36,11 +36,14 @@ class NewJob:
         request: what to do with it; its `timeout_s` means nothing here.
         photo: the bytes of the file.
         source: in place of `photo`, the id of an earlier job whose photograph is painted again.
+        pixels: that will be painted, for estimates of time; None if that is not known: then the most that `max_side`
+            allows counts.
     """
 
     request: StylizeRequest
     photo: bytes | None = None
     source: str | None = None
+    pixels: int | None = None
 
     def __post_init__(self) -> None:
         if (self.photo is None) == (self.source is None):
@@ -82,6 +85,27 @@ class Job:
     media_type: str | None = None
     receipt: Receipt | None = None
     problem: dict[str, Any] | None = None
+
+
+@dataclass(frozen=True)
+class Outlook:
+    """What an unfinished job has before it.
+
+    Attributes:
+        position: unfinished jobs ahead, those that run included; 0 for a job that runs.
+        eta_s: seconds until it should be finished, or None as long as nothing is known of the pace of painting.
+    """
+
+    position: int
+    eta_s: float | None
+
+
+@dataclass(frozen=True)
+class JobReport:
+    """A job, and its outlook if it is unfinished."""
+
+    job: Job
+    outlook: Outlook | None = None
 
 
 @dataclass(frozen=True)
@@ -136,3 +160,18 @@ class Swept:
     photos: int = 0
     forgotten: int = 0
     blobs: int = 0
+
+
+@dataclass(frozen=True)
+class Census:
+    """The jobs of a store, counted.
+
+    Attributes:
+        jobs: number of each status for each client. Expired jobs have no client any more: theirs is empty.
+        oldest_queued_s: seconds since the job was submitted that has waited longest; None if none waits.
+        stored_bytes: of all photographs and paintings.
+    """
+
+    jobs: dict[str, dict[Status, int]]
+    oldest_queued_s: float | None
+    stored_bytes: int

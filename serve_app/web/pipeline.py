@@ -1,12 +1,53 @@
-"""The service as the HTTP routes see it: a protocol, so that a fake pipeline tests every route without Ray."""
+"""The service as the HTTP routes see it: protocols, so that a fake pipeline tests every route without Ray."""
 
-from collections.abc import Mapping
-from typing import Protocol
+from collections.abc import Mapping, Sequence
+from typing import Literal, Protocol
 
 from serve_app.frames import Client, EncodedImage, StylizeRequest
+from serve_app.jobs.words import Job, JobReport, NewJob
 from serve_app.settings import IngressSettings
 from serve_app.styles.catalogue import InstalledStyle, Style
 from serve_app.web.keys import Keys
+
+
+class Jobs(Protocol):
+    """Pictures that are painted later. `serve_app.jobs.desk.JobDesk` is one.
+
+    Every method raises StoreUnavailable if the store of jobs cannot be reached, and those that take an id UnknownJob or
+    Gone if there is no such job any more.
+    """
+
+    async def submit(self, client: str, new: NewJob, key: str | None = None) -> JobReport:
+        """Queues a job; when it returns, the job is on the disk. `key` is the client's idempotency key.
+
+        Raises:
+            RequestError: if the key came with another job before, or there is no room.
+        """
+
+    async def report(self, job_id: str) -> JobReport:
+        """Returns a job with its outlook."""
+
+    async def reports(self, job_ids: Sequence[str]) -> list[JobReport]:
+        """Returns those of some jobs that exist, expired ones too, in the order of the ids."""
+
+    async def painting(self, job_id: str) -> tuple[Job, bytes]:
+        """Returns a job and its painting.
+
+        Raises:
+            NotFinished: if it waits or runs.
+        """
+
+    async def photo(self, job_id: str) -> tuple[Job, bytes]:
+        """Returns a job and its photograph, as it was sent."""
+
+    async def remove(self, job_id: str) -> JobReport:
+        """Cancels a job that waits or runs, and erases a finished one. Returns the job as it is then."""
+
+    async def wait(self, job_id: str, seconds: float) -> JobReport:
+        """Returns a job when it is finished, and as it is after some seconds at the latest."""
+
+    async def state(self) -> Literal["ready", "unavailable", "schema-behind"]:
+        """Returns whether jobs work."""
 
 
 class Pipeline(Protocol):
@@ -28,6 +69,10 @@ class Pipeline(Protocol):
     def catalogue(self) -> Mapping[str, Style]:
         """Styles that can be downloaded, by name."""
 
+    @property
+    def jobs(self) -> Jobs | None:
+        """Pictures that are painted later; None if jobs are switched off."""
+
     async def stylize(self, data: bytes, request: StylizeRequest, client: Client) -> EncodedImage:
         """Paints a photograph.
 
@@ -38,6 +83,20 @@ class Pipeline(Protocol):
 
         Raises:
             RequestError: a refusal for the client.
+        """
+
+    async def check(self, data: bytes, request: StylizeRequest) -> int:
+        """Refuses a photograph that can never be painted, by its header; returns the pixels that will be painted.
+
+        Raises:
+            RequestError: as `stylize` would.
+        """
+
+    async def upright(self, data: bytes, request: StylizeRequest) -> tuple[bytes, str]:
+        """Returns a photograph upright, at the size that it is painted at, and the media type of its file.
+
+        Raises:
+            RequestError: if it cannot be decoded now.
         """
 
     async def is_ready(self) -> bool:

@@ -8,10 +8,12 @@ from typing import Any
 from fastapi import Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, Response
+from pydantic import BaseModel
 from starlette.exceptions import HTTPException
+from starlette.routing import Match, Route
 
 from serve_app.errors import BadOption, RequestError, Unauthorized
-from serve_app.web.schemas import PROBLEM, Options
+from serve_app.web.schemas import PROBLEM
 
 logger = logging.getLogger(__name__)
 
@@ -31,16 +33,23 @@ async def answer_refusal(request: Request, error: Exception) -> Response:
 async def answer_invalid(request: Request, error: Exception) -> Response:
     """Answers a query that FastAPI's validation refused."""
     assert isinstance(error, RequestValidationError)
-    return await answer_refusal(request, wrong_options(error.errors()))
+    return await answer_refusal(request, wrong_options(error.errors(), query_model(request)))
 
 
-def wrong_options(errors: Iterable[Mapping[str, Any]]) -> BadOption:
-    """Returns the refusal of options that pydantic found wrong, naming each."""
+def query_model(request: Request) -> type[BaseModel]:
+    """Returns the model of the query that the route of a request takes."""
+    parameters = request.scope["route"].dependant.query_params
+    annotations = (parameter.field_info.annotation for parameter in parameters)
+    return next(model for model in annotations if isinstance(model, type) and issubclass(model, BaseModel))
+
+
+def wrong_options(errors: Iterable[Mapping[str, Any]], model: type[BaseModel]) -> BadOption:
+    """Returns the refusal of options that pydantic found wrong, naming each, and those that the model has."""
     sentences = []
     for detail in errors:
-        name = str(detail["loc"][-1])[:64]
+        name = next(str(part) for part in reversed(detail["loc"]) if isinstance(part, str))[:64]
         unknown = detail["type"] == "extra_forbidden"
-        known = ", ".join(Options.model_fields)
+        known = ", ".join(model.model_fields)
         sentences.append(f"{name} is not an option (known: {known})" if unknown else f"{name}: {detail['msg']}")
     return BadOption("; ".join(sentences)[:500] + ".")
 
@@ -49,12 +58,22 @@ async def answer_http_error(request: Request, error: Exception) -> Response:
     """Answers a refusal of the framework: an unknown path, or a method that a path does not support."""
     assert isinstance(error, HTTPException)
     document = {"type": "about:blank", "title": error.detail, "status": error.status_code}
-    path, allowed = request.url.path, (error.headers or {}).get("Allow", "")
+    headers = dict(error.headers or {})
+    if "Allow" in headers:  # of the first route of this path; there may be others
+        headers["Allow"] = ", ".join(sorted({method for route in routes_of(request) for method in route.methods or ()}))
+    path, allowed = request.url.path, headers.get("Allow", "")
     detail = f"There is nothing at {path}; the API is described at /docs."
     if error.status_code != HTTPStatus.NOT_FOUND:
         detail = f"{path} does not take {request.method}" + (f"; it takes {allowed}." if allowed else ".")
     document |= {"code": error.detail.lower().replace(" ", "-"), "detail": detail}
-    return JSONResponse(document, error.status_code, error.headers, PROBLEM)
+    return JSONResponse(document, error.status_code, headers, PROBLEM)
+
+
+def routes_of(request: Request) -> list[Route]:
+    """Returns the routes whose path is that of a request, whatever their methods are."""
+    scope = {**request.scope, "path": request.scope["path"].rstrip("/") or "/"}
+    routes = (route for route in request.app.routes if isinstance(route, Route))
+    return [route for route in routes if route.matches(scope)[0] is not Match.NONE]
 
 
 async def answer_nobody(request: Request, error: Exception) -> Response:
@@ -64,5 +83,6 @@ async def answer_nobody(request: Request, error: Exception) -> Response:
 
 async def answer_fault(request: Request, error: Exception) -> Response:
     """Logs a fault of this service in full, and answers with one sentence."""
-    logger.error("unexpected error on %s %s", request.method, request.url.path, exc_info=error)
+    template = next((route.path for route in routes_of(request)), "an unknown path")  # the path may hold a job's id
+    logger.error("unexpected error on %s %s", request.method, template, exc_info=error)
     return await answer_refusal(request, RequestError("Something went wrong here; the fault has been logged."))

@@ -1,5 +1,6 @@
 """Query options, answers and the OpenAPI description of the HTTP interface."""
 
+from datetime import datetime
 from typing import Annotated, Any, Literal
 
 from fastapi import FastAPI
@@ -7,8 +8,10 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 from serve_app.frames import MIN_SIDE, ImageFormat, ResizeMode
 from serve_app.images.encode import MEDIA_TYPES
+from serve_app.jobs.words import Status as JobStatus
 
 PROBLEM = "application/problem+json"
+MOST_JOBS = 100  # in one question
 
 
 def format_name(value: Any) -> Any:
@@ -17,8 +20,8 @@ def format_name(value: Any) -> Any:
     return "jpeg" if name == "jpg" else name
 
 
-class Options(BaseModel):
-    """The options of /v1/stylize. Unknown ones are refused, or a misspelt one would be ignored silently."""
+class JobOptions(BaseModel):
+    """The options of /v1/jobs. Unknown ones are refused, or a misspelt one would be ignored silently."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -30,6 +33,11 @@ class Options(BaseModel):
         None, description="`jpg` is jpeg too. Else by `Accept`, else the setting's default."
     )
     quality: int | None = Field(None, ge=1, le=100, description="Of jpeg, webp and avif; png is lossless.")
+
+
+class Options(JobOptions):
+    """The options of /v1/stylize."""
+
     timeout_s: float | None = Field(
         None,
         gt=0,
@@ -65,6 +73,12 @@ class Status(BaseModel):
     status: Literal["ok"]
 
 
+class Readiness(Status):
+    """The answer of `/readyz`."""
+
+    jobs: Literal["off", "ready", "unavailable", "schema-behind"] = Field(description="Whether jobs work.")
+
+
 class Problem(BaseModel):
     """A refusal (RFC 9457), with the limit that was met where there is a number."""
 
@@ -78,6 +92,65 @@ class Problem(BaseModel):
     unit: str | None = Field(None, description="Of both: bytes, pixels or seconds.")
     position: int | None = Field(None, description="How many images are ahead of this one.")
     retry_after_s: int | None = None
+
+
+class JobIds(BaseModel):
+    """The query of GET /v1/jobs."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    id: list[str] = Field(min_length=1, max_length=MOST_JOBS, description="Of a job; may be given many times.")
+
+
+class SizeInfo(BaseModel):
+    """The size of an image in pixels."""
+
+    width: int
+    height: int
+
+
+class ReceiptInfo(BaseModel):
+    """What was done to a photograph."""
+
+    style: str
+    original: SizeInfo = Field(description="Of the photograph, upright.")
+    painted: SizeInfo
+    resized: bool = Field(description="true exactly when the two sizes differ.")
+    timings_ms: dict[str, float] = Field(
+        description="Milliseconds of decode, queue (all waiting together after the job was started), paint and encode."
+    )
+
+
+class JobLinks(BaseModel):
+    """Addresses that belong to a job."""
+
+    self_: str = Field(alias="self")
+    image: str = Field(description="The painting, once the job has succeeded.")
+    photo: str = Field(description="The upright photograph at the painted size, while it is kept.")
+
+
+class JobInfo(BaseModel):
+    """A photograph that is painted later, as clients see it."""
+
+    id: str = Field(description="Random. Whoever knows it may see the job and erase it.")
+    status: JobStatus
+    position: int | None = Field(description="Unfinished jobs ahead of this one; null when it is finished.")
+    eta_s: float | None = Field(
+        description="Seconds until it should be finished; null when it is, and while nothing is known of the pace."
+    )
+    created_at: datetime
+    started_at: datetime | None = Field(description="When it was started for the first time.")
+    finished_at: datetime | None
+    expires_at: datetime | None = Field(description="Until when a finished job is kept; when an expired one expired.")
+    receipt: ReceiptInfo | None = Field(description="Of a job that has succeeded.")
+    error: Problem | None = Field(description="Why a job has failed or was cancelled.")
+    links: JobLinks
+
+
+class JobList(BaseModel):
+    """The jobs that were asked for, in that order; those that are not known are left out."""
+
+    jobs: list[JobInfo]
 
 
 def problems(*statuses: int) -> dict[int | str, dict[str, Any]]:
@@ -100,6 +173,38 @@ UPLOAD = {
         },
     }
 }
+IDEMPOTENCY_KEY: dict[str, Any] = {
+    "name": "Idempotency-Key",
+    "in": "header",
+    "description": (
+        "Of your own making, up to 255 characters. Repeated with the same photograph and options, it returns the job "
+        "that it has made before, so a submission may be sent again after a failure."
+    ),
+    "schema": {"type": "string", "maxLength": 255},
+}
+PREFER: dict[str, Any] = {
+    "name": "Prefer",
+    "in": "header",
+    "description": (
+        "`respond-async` makes a job (RFC 7240). With `wait=N`, the answer is the painting if it is finished within N "
+        "seconds, else the job."
+    ),
+    "schema": {"type": "string"},
+}
+
+
+def headers(**texts: str) -> dict[str, Any]:
+    """Returns the OpenAPI description of an answer's headers; `_` stands for `-`."""
+    return {name.replace("_", "-"): {"description": text, "schema": {"type": "string"}} for name, text in texts.items()}
+
+
+ACCEPTED: dict[int | str, dict[str, Any]] = {
+    202: {
+        "model": JobInfo,
+        "description": "The job. Its photograph is on the disk: it will be painted, whatever happens to a process.",
+        "headers": headers(Location="Address of the job.", Retry_After="Seconds after which to ask for it."),
+    }
+}
 # The last alternative, nothing, is for a service that has its keys off.
 KEY: dict[str, Any] = {"security": [{"bearer": []}, {"header": []}, {}]}
 KEY_SCHEMES = {
@@ -113,13 +218,20 @@ RECEIPT_HEADERS = {
     "X-Resized": "true exactly when the two sizes differ.",
     "Server-Timing": "Milliseconds of decode, queue (all waiting together), paint and encode.",
 }
+IMAGES = {media_type: {"schema": BINARY} for media_type in MEDIA_TYPES.values()}
 PAINTED: dict[int | str, dict[str, Any]] = {
     200: {
         "description": "The painting.",
-        "content": {media_type: {"schema": BINARY} for media_type in MEDIA_TYPES.values()},
+        "content": IMAGES,
         "headers": {
             name: {"description": text, "schema": {"type": "string"}} for name, text in RECEIPT_HEADERS.items()
         },
+    }
+}
+PHOTOGRAPH: dict[int | str, dict[str, Any]] = {
+    200: {
+        "description": "The photograph: JPEG, or PNG where it has transparency.",
+        "content": {media_type: IMAGES[media_type] for media_type in ("image/jpeg", "image/png")},
     }
 }
 

@@ -20,7 +20,15 @@ from serve_app.web.routes import create_app
 PHOTO = photo_bytes(60, 80)
 KEY = "ag_the-key-of-alice"
 ALICE = Key("alice", hashlib.sha256(KEY.encode()).digest(), 0.5)
-OPEN = {("GET", "/v1/styles")}  # of what is under /v1
+JOB = "/v1/jobs/{job_id}"  # its id is the right to see it and to erase it
+OPEN = {  # of what is under /v1
+    ("GET", "/v1/styles"),
+    ("GET", "/v1/jobs"),
+    ("GET", JOB),
+    ("GET", f"{JOB}/image"),
+    ("GET", f"{JOB}/photo"),
+    ("DELETE", JOB),
+}
 
 
 def with_keys(anonymous_share: float = 0) -> tuple[FakePipeline, TestClient]:
@@ -119,7 +127,7 @@ def test_every_route_but_the_open_ones_asks_for_a_key() -> None:
         if isinstance(route, APIRoute) and route.path.startswith("/v1")
         for method in route.methods or ()
     } - OPEN
-    assert ("POST", "/v1/stylize") in guarded
+    assert {("POST", "/v1/stylize"), ("POST", "/v1/jobs")} <= guarded
     assert {http.request(method, path.replace("{", "").replace("}", "")).status_code for method, path in guarded} == {
         401
     }

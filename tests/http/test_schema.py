@@ -1,10 +1,14 @@
 """The OpenAPI document against the service's behaviour, by schemathesis."""
 
+import atexit
+import tempfile
+from pathlib import Path
 from typing import Any
 
 import schemathesis
 from fakes import FakePipeline
 from hypothesis import HealthCheck, settings
+from jobstores import make_settings
 from schemathesis.checks import not_a_server_error
 from schemathesis.specs.openapi.checks import (
     content_type_conformance,
@@ -14,6 +18,7 @@ from schemathesis.specs.openapi.checks import (
     unsupported_method,
 )
 
+from serve_app.jobs.desk import JobDesk
 from serve_app.web.routes import create_app
 
 CHECKS = [
@@ -33,8 +38,22 @@ def test_service_behaves_as_its_openapi_document_says(case: schemathesis.Case[An
     case.call_and_validate(checks=CHECKS)
 
 
+JOBS_FOLDER = tempfile.TemporaryDirectory(prefix="animegan-test-")
+atexit.register(JOBS_FOLDER.cleanup)
+desk = JobDesk(make_settings(Path(JOBS_FOLDER.name)))
+atexit.register(desk.close)
+schema_with_jobs = schemathesis.openapi.from_asgi("/openapi.json", create_app(FakePipeline(jobs=desk)))
+
+
+@schema_with_jobs.include(path_regex="^/v1/jobs").parametrize()
+@settings(max_examples=30, deadline=None, suppress_health_check=list(HealthCheck))
+def test_jobs_behave_as_the_openapi_document_says(case: schemathesis.Case[Any]) -> None:
+    case.call_and_validate(checks=CHECKS)
+
+
 def test_openapi_document_describes_every_refusal_of_stylize() -> None:
     document = create_app(FakePipeline()).openapi()
     operation = document["paths"]["/v1/stylize"]["post"]
-    assert set(operation["responses"]) == {"200", "400", "401", "404", "408", "413", "415", "422", "429", "503"}
+    refusals = {"400", "401", "404", "408", "413", "415", "422", "429", "503", "507"}
+    assert set(operation["responses"]) == {"200", "202"} | refusals
     assert set(operation["requestBody"]["content"]) == {"image/*", "application/octet-stream", "multipart/form-data"}

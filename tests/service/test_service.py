@@ -272,7 +272,7 @@ def test_service_describes_itself(service: Service) -> None:
         return requests.get(f"{service.address}{path}", timeout=10)
 
     assert get("/livez").json() == {"status": "ok"}
-    assert get("/readyz").json() == {"status": "ok"}
+    assert get("/readyz").json() == {"status": "ok", "jobs": "ready"}
     installed = {style["name"]: style["licence"] for style in get("/v1/styles").json()["styles"] if style["installed"]}
     assert installed == {"toon": "MIT", "second": "test"}
     assert "/v1/stylize" in get("/openapi.json").json()["paths"]

@@ -4,12 +4,15 @@ import asyncio
 import threading
 from pathlib import Path
 
-from serve_app.frames import Client, EncodedImage, Receipt, StylizeRequest
+from serve_app.frames import Client, EncodedImage, ImageFormat, Receipt, StylizeRequest
 from serve_app.images.decode import decode
 from serve_app.images.encode import MEDIA_TYPES, encode
+from serve_app.images.header import read_header, refuse_large
+from serve_app.images.resize import painted_size
 from serve_app.settings import CodecSettings, IngressSettings
 from serve_app.styles.catalogue import InstalledStyle, Style
 from serve_app.web.keys import Keys, KeysOff
+from serve_app.web.pipeline import Jobs
 
 
 class FakePipeline:
@@ -20,6 +23,7 @@ class FakePipeline:
         may_paint: paintings wait while it is not set.
         requests: what was asked for, in the order in which they arrived.
         clients: their clients, in the same order.
+        jobs: pictures that are painted later; None if they are switched off.
     """
 
     def __init__(
@@ -29,9 +33,11 @@ class FakePipeline:
         fault: Exception | None = None,
         ready: bool = True,
         keys: Keys | None = None,
+        jobs: Jobs | None = None,
     ) -> None:
         self.settings = settings or IngressSettings()
         self.keys: Keys = keys or KeysOff()
+        self.jobs = jobs
         self.max_pixels = max_pixels or CodecSettings().max_pixels
         self.fault = fault
         self.ready = ready
@@ -78,14 +84,32 @@ class FakePipeline:
         self.clients.append(client)
         if self.fault is not None:
             raise self.fault
-        image = decode(data, request, self.max_pixels)
+        painting = paint(data, request, self.max_pixels)
         await asyncio.to_thread(self.may_paint.wait, 60)
-        timings_ms = {"decode": 1.0, "queue": 0.0, "paint": 0.0, "encode": 1.0}
-        return EncodedImage(
-            encode(255 - image.frame, image.alpha, request.format, request.quality),
-            MEDIA_TYPES[request.format],
-            Receipt(request.style, image.original, image.size, timings_ms),
-        )
+        return painting
+
+    async def check(self, data: bytes, request: StylizeRequest) -> int:
+        header = read_header(data)
+        if header.stored is None:
+            return request.max_side**2
+        refuse_large(header.stored, self.max_pixels)
+        return painted_size(header.stored, request.max_side, request.multiple).pixels
+
+    async def upright(self, data: bytes, request: StylizeRequest) -> tuple[bytes, str]:
+        image = decode(data, request, self.max_pixels)
+        format: ImageFormat = "jpeg" if image.alpha is None else "png"
+        return encode(image.frame, image.alpha, format), MEDIA_TYPES[format]
 
     async def is_ready(self) -> bool:
         return self.ready
+
+
+def paint(data: bytes, request: StylizeRequest, max_pixels: int = CodecSettings().max_pixels) -> EncodedImage:
+    """Paints a photograph by inverting its frame."""
+    image = decode(data, request, max_pixels)
+    timings_ms = {"decode": 1.0, "queue": 0.0, "paint": 0.0, "encode": 1.0}
+    return EncodedImage(
+        encode(255 - image.frame, image.alpha, request.format, request.quality),
+        MEDIA_TYPES[request.format],
+        Receipt(request.style, image.original, image.size, timings_ms),
+    )

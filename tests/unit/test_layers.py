@@ -22,11 +22,11 @@ MAY_IMPORT = {  # a folder, or a module that lies in none; each may also import 
     "queueing": BASE,
     "jobs": BASE,
     "engine": BASE | {"styles"},
-    "web": BASE | {"images", "queueing", "styles"},
+    "web": BASE | {"images", "jobs", "queueing", "styles"},
     "painter": BASE | {"engine", "images", "styles"},
     "deployments": BASE | PURE | {"engine", "jobs", "web"},
-    "app": BASE | PURE | {"engine", "web", "deployments"},
-    "cli": BASE | PURE | {"engine", "web", "deployments", "app"},
+    "app": BASE | PURE | {"engine", "jobs", "web", "deployments"},
+    "cli": BASE | PURE | {"engine", "jobs", "web", "deployments", "app"},
     "": {"painter"},  # serve_app/__init__.py, lazily
 }
 WITH_RAY = {"app", "deployments", "cli"}

@@ -30,6 +30,7 @@ def refusal(model: type[StrictModel], values: dict[str, Any], where: str = "args
         (IngressSettings, {"max_sides": 9}, "args.max_sides: unknown key, did you mean max_side?"),
         (CodecSettings, {"max_pixel": 9}, "args.max_pixel: unknown key, did you mean max_pixels?"),
         (StylizerSettings, {"batch_size": 9}, "args.batch_size: unknown key, did you mean max_batch_size?"),
+        (Settings, {"jobs": {"leas_s": 9}}, "args.jobs.leas_s: unknown key, did you mean lease_s?"),
     ],
 )
 def test_unknown_key_is_named_with_the_key_that_was_meant(
@@ -51,6 +52,8 @@ def test_unknown_key_that_resembles_nothing_is_named_with_all_keys() -> None:
     [
         (Settings, {"device": "gpu"}, "args.device: Input should be 'auto', 'cpu' or 'cuda'"),
         (Settings, {"precision": "fp8"}, "args.precision: Input should be 'auto', 'fp32', 'fp16' or 'bf16'"),
+        (Settings, {"jobs": {"lease_s": 0}}, "args.jobs.lease_s: Input should be greater than 0"),
+        (Settings, {"jobs": True}, "args.jobs: Input should be a valid dictionary or instance of JobsSettings"),
         (IngressSettings, {"max_side": 7}, "args.max_side: Input should be greater than or equal to 8"),
         (IngressSettings, {"max_bytes": 0}, "args.max_bytes: Input should be greater than 0"),
         (CodecSettings, {"max_pixels": "many"}, "args.max_pixels: Input should be a valid integer, unable to parse"),

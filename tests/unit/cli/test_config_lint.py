@@ -388,3 +388,53 @@ def test_jobs_that_would_leave_no_place_for_requests_are_named(findings: Finding
         "(16), so jobs would leave no place for requests"
     )
     assert findings(with_runner(enabled=True, stylizer_places=15)) == []
+
+
+JOBS = (*APPLICATION, "args", "jobs")
+SHARED = {"enabled": True, "database_url": "postgresql+psycopg://me@db/jobs", "blobs_url": "s3://bucket/jobs"}
+
+
+def test_settings_of_jobs_are_checked_by_their_own_keys(findings: Findings) -> None:
+    assert findings(changed(JOBS, {"keep_for": 5})) == [
+        "applications.0.args.jobs.keep_for: unknown key, did you mean keep_for_s?"
+    ]
+    (found,) = findings(changed(JOBS, {"enabled": "maybe"}))
+    assert found.startswith("applications.0.args.jobs.enabled: Input should be a valid boolean")
+    (found,) = findings(changed(JOBS, SHARED | {"database_url": "mysql://db"}))
+    assert found.startswith("applications.0.args.jobs.database_url: ")
+
+
+@pytest.mark.parametrize(
+    ("local", "keys"),
+    [
+        ({"database_url": None, "blobs_url": None}, ["blobs_url", "database_url"]),
+        ({"database_url": "sqlite:////srv/jobs.sqlite3"}, ["database_url"]),
+        ({"blobs_url": "/srv/blobs"}, ["blobs_url"]),
+        ({"blobs_url": "file:///srv/blobs"}, ["blobs_url"]),
+        ({}, []),
+    ],
+)
+@pytest.mark.parametrize("proxy_location", ["EveryNode", None])
+def test_jobs_on_one_node_of_a_cluster_are_named(
+    findings: Findings, local: dict[str, Any], keys: list[str], proxy_location: str | None
+) -> None:
+    config = changed(JOBS, SHARED | local)
+    if proxy_location is None:  # Serve's default
+        del config["proxy_location"]
+    found = sorted(findings(config))
+    assert [finding.split(": ")[0] for finding in found] == [f"applications.0.args.jobs.{key}" for key in keys]
+    assert all("a replica may run on any node" in finding for finding in found)
+
+
+def test_jobs_of_one_machine_may_be_on_it_and_those_that_are_off_anywhere(findings: Findings) -> None:
+    assert findings(changed(JOBS, {"enabled": False})) == []
+    config = changed(JOBS, {"enabled": True})
+    config["proxy_location"] = "HeadOnly"
+    assert findings(config) == []
+
+
+def test_jobs_are_on_in_the_config_of_one_machine_and_off_in_that_of_a_cluster() -> None:
+    enabled = {
+        path.name: yaml.safe_load(path.read_text())["applications"][0]["args"]["jobs"]["enabled"] for path in CONFIGS
+    }
+    assert (enabled["local.yaml"], enabled["prod.yaml"]) == (True, False)

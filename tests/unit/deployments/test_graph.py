@@ -5,9 +5,10 @@ from typing import Any, cast
 
 import pytest
 
+from serve_app.deployments import graph as module
 from serve_app.deployments.graph import Graph, most_painted_pixels
 from serve_app.deployments.steps import Stylized
-from serve_app.errors import DeadlineExceeded, Lost
+from serve_app.errors import DeadlineExceeded, Lost, TooBusy, TooManyPixels
 from serve_app.frames import Size, StylizeRequest
 from serve_app.images.header import ImageHeader
 
@@ -88,3 +89,49 @@ def test_message_is_small_only_if_neither_upload_nor_painting_can_be_large(
     codec = Codec(losses=0)
     stylize(codec, bytes(upload_bytes), stored)
     assert codec.are_small == [is_small]
+
+
+class Checking:
+    """A callee that answers what a test wants of headers."""
+
+    def __init__(self, refusal: Exception | None = None, takes_s: float = 0.0) -> None:
+        self.refusal = refusal
+        self.takes_s = takes_s
+        self.asked: list[Size | None] = []
+
+    async def call(self, method: str, header: ImageHeader, is_small: bool) -> None:
+        assert method == "check"
+        self.asked.append(header.stored)
+        await asyncio.sleep(self.takes_s)
+        if self.refusal is not None:
+            raise self.refusal
+
+
+def check(codec: Checking, *sizes: Size) -> None:
+    async def check_all() -> None:
+        graph = Graph(cast("Any", Unconnected()))
+        graph._codec = cast("Any", codec)
+        for size in sizes:
+            await graph.check(ImageHeader("JPEG", size))
+
+    asyncio.run(check_all())
+
+
+def test_the_codec_is_asked_of_a_header_only_if_it_is_the_largest_yet() -> None:
+    codec = Checking()
+    check(codec, Size(60, 80), Size(50, 80), Size(80, 60), Size(90, 80))
+    assert codec.asked == [Size(60, 80), Size(90, 80)]
+
+
+def test_a_photograph_that_is_too_large_for_the_codec_is_refused() -> None:
+    with pytest.raises(TooManyPixels):
+        check(Checking(TooManyPixels("Too large.")), Size(60, 80))
+
+
+@pytest.mark.parametrize("codec", [Checking(takes_s=60), Checking(Lost("gone")), Checking(TooBusy("Later."))])
+def test_a_codec_that_does_not_answer_keeps_no_job_from_being_accepted(
+    monkeypatch: pytest.MonkeyPatch, codec: Checking
+) -> None:
+    monkeypatch.setattr(module, "CHECK_S", 0.01)
+    check(codec, Size(60, 80), Size(60, 80))
+    assert len(codec.asked) == 2  # its silence is no answer

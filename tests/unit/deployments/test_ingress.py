@@ -112,3 +112,31 @@ def test_refusal_says_whose_share_of_the_queue_is_used_up() -> None:
         assert refused(ingress, strangers[0]).startswith(
             "2 pictures are waiting, 1 of them yours, as many as leave room for others; try again in "
         )
+
+
+@pytest.mark.parametrize(
+    ("path", "template"),
+    [
+        ("/v1/jobs/0123456789abcdef", "/v1/jobs/{job_id}"),
+        ("/v1/jobs/0123456789abcdef/", "/v1/jobs/{job_id}/"),
+        ("/v1/jobs/0123456789abcdef/image", "/v1/jobs/{job_id}/image"),
+        ("/v1/jobs/0123456789abcdef/photo", "/v1/jobs/{job_id}/photo"),
+        ("/v1/jobs/0123456789abcdef/nothing", "/"),
+    ],
+)
+@pytest.mark.parametrize("method", ["GET", "DELETE", "PATCH"])
+def test_access_logs_and_metrics_of_serve_hold_templates_in_place_of_ids(path: str, template: str, method: str) -> None:
+    """By the rules of Serve's proxy, which knows only the patterns of the routes."""
+    from fakes import FakePipeline
+    from ray.serve._private.proxy_router import ProxyRouter
+    from ray.serve._private.thirdparty.get_asgi_route_name import extract_route_patterns
+
+    from serve_app.web.routes import create_app
+
+    router = ProxyRouter(cast("Any", None))
+    router.route_patterns = {"/": extract_route_patterns(create_app(FakePipeline()))}
+    scope = {"type": "http", "method": method, "path": path, "root_path": "", "headers": []}
+    logged = router.match_route_pattern("/", scope)
+    assert "0123456789abcdef" not in logged
+    if method == "GET":
+        assert logged == template

@@ -26,6 +26,7 @@ def upgrade() -> None:
         sa.Column("status", sa.String, nullable=False),
         sa.Column("turn", sa.BigInteger, nullable=False),
         sa.Column("request", sa.JSON),
+        sa.Column("pixels", sa.BigInteger, nullable=False),
         sa.Column("key_digest", sa.String),
         sa.Column("payload_digest", sa.String),
         sa.Column("part", sa.Integer, nullable=False),
@@ -47,11 +48,12 @@ def upgrade() -> None:
     )
     op.create_index("jobs_id", "jobs", ["id"], unique=True)
     op.create_index("jobs_key", "jobs", ["key_digest", "part"], unique=True)
-    index("jobs_queue", "jobs", ["turn", "number", "status"], "status = 'queued'")
+    index("jobs_queue", "jobs", ["turn", "number", "status", "pixels"], "status = 'queued'")
     index("jobs_client_queue", "jobs", ["client", "turn", "status"], "status = 'queued'")
     index("jobs_leases", "jobs", ["lease_until"], "status = 'running'")
     index("jobs_expiry", "jobs", ["expires_at"], FINISHED)
     index("jobs_client_expiry", "jobs", ["client", "expires_at"], FINISHED)
+    index("jobs_painted", "jobs", ["finished_at"], "status = 'succeeded'")
     index("jobs_tombstones", "jobs", ["expires_at"], "status = 'expired'")
     index("jobs_photo_expiry", "jobs", ["photo_expires_at"], "photo_expires_at IS NOT NULL")
     op.create_table(
