@@ -170,13 +170,12 @@ class JobsSettings(StrictModel):
         database_url: default: SQLite in `data_dir`. For a cluster `postgresql+psycopg://user@host/name`; its password
             comes from the environment (`PGPASSWORD`, `PGPASSFILE`), and a URL that holds one is refused.
         blobs_url: where photographs and paintings lie; default: a folder in `data_dir`. For a cluster
-        `s3://bucket/folder`;
-            its secrets come from the environment (`AWS_ACCESS_KEY_ID` and so on).
-        keep_for_s: how long a finished job is kept. keep_photos_for_s: how long the photograph of a finished job is
-        kept; never longer than the job. forget_after_s: how long the id of an expired or erased job is remembered, and
-        answered with 410. max_stored_bytes: of all photographs and paintings. Beyond it finished jobs expire early,
-        oldest first. Photographs
-            fill nine tenths of it at most, so that there is room for paintings.
+            `s3://bucket/folder`; its secrets come from the environment (`AWS_ACCESS_KEY_ID` and so on).
+        keep_for_s: how long a finished job is kept.
+        keep_photos_for_s: how long the photograph of a finished job is kept; never longer than the job.
+        forget_after_s: how long the id of an expired or erased job is remembered, and answered with 410.
+        max_stored_bytes: of all photographs and paintings. Beyond it finished jobs expire early, oldest first.
+            Photographs fill nine tenths of it at most, so that there is room for paintings.
         min_free_bytes: that photographs leave free on the disk of a local blob store; paintings leave half of it.
         max_queued: jobs that wait, of all clients.
         client_share: of the stored bytes and of the queue, that one client alone may fill.

@@ -46,10 +46,9 @@ def running(command: list[str], port: int, log: Path, **variables: str) -> Itera
         SystemExit: if the server ends, or is not ready after `READY_TIMEOUT_S`.
     """
     url = f"http://127.0.0.1:{port}{READY_PATH}"
+    environment = child_environment() | {"ANIMEGAN_DATA_DIR": str(log.parent / "data")} | variables
     with log.open("w") as output:
-        server = psutil.Popen(
-            command, stdout=output, stderr=subprocess.STDOUT, cwd=log.parent, env=child_environment() | variables
-        )
+        server = psutil.Popen(command, stdout=output, stderr=subprocess.STDOUT, cwd=log.parent, env=environment)
     try:
         deadline = time.monotonic() + READY_TIMEOUT_S
         while not is_ready(url):
