@@ -224,6 +224,20 @@ def compiled(generator: "Generator") -> Any:
     return torch.compile(generator)
 
 
+def compiled_bf16(generator: "Generator") -> Callable[["Tensor"], "Tensor"]:
+    """Returns the generator, compiled by `torch.compile`, with its convolutions in bf16 by autocast."""
+    import torch
+
+    model = compiled(generator)
+
+    def run(x: "Tensor") -> "Tensor":
+        with torch.autocast("cpu", torch.bfloat16):
+            painted: Tensor = model(x)
+        return painted.float()
+
+    return run
+
+
 def cache_clearing(paint: Paint) -> Paint:
     """Empties all caches after each painting, as the article does."""
     from serve_app.engine.stylist import release_memory
@@ -264,13 +278,26 @@ def onnxruntime_engine(options: argparse.Namespace) -> Paint:
     return lambda batch, size: session.run(None, {"photo": random_planes(batch, size)})
 
 
-def openvino_engine(options: argparse.Namespace) -> Paint:
-    """Makes the exported generator in OpenVINO."""
+def openvino_model(options: argparse.Namespace, precision: str) -> Any:
+    """Returns the exported generator in OpenVINO, which ignores the precision bf16 on CPUs that do not have it."""
     import openvino
 
-    hints = {"INFERENCE_NUM_THREADS": options.threads, "PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": "f32"}
-    model = openvino.Core().compile_model(exported_model(options), "CPU", hints)
-    return lambda batch, size: model({"photo": random_planes(batch, size)})
+    hints = {
+        "INFERENCE_NUM_THREADS": options.threads,
+        "PERFORMANCE_HINT": "LATENCY",
+        "INFERENCE_PRECISION_HINT": precision,
+    }
+    return openvino.Core().compile_model(exported_model(options), "CPU", hints)
+
+
+def openvino_engine(precision: str) -> MakeEngine:
+    """Makes the exported generator in OpenVINO."""
+
+    def make(options: argparse.Namespace) -> Paint:
+        model = openvino_model(options, precision)
+        return lambda batch, size: model({"photo": random_planes(batch, size)})
+
+    return make
 
 
 ENGINE_MAKERS: dict[str, MakeEngine] = {
@@ -280,7 +307,9 @@ ENGINE_MAKERS: dict[str, MakeEngine] = {
     "trace": torch_engine(traced),
     "compile": torch_engine(compiled),
     "onnxruntime": onnxruntime_engine,
-    "openvino": openvino_engine,
+    "openvino": openvino_engine("f32"),
+    "compile-bf16": torch_engine(compiled_bf16),
+    "openvino-bf16": openvino_engine("bf16"),
     "stylist": stylist_engine("fp32"),
     "stylist-fp16": stylist_engine("fp16"),
     "mixed": mixed_engine("fp32"),

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from benchmarks import plots
-from benchmarks.engines import QUEUE_LENGTH, exported_model, installed_style
+from benchmarks.engines import QUEUE_LENGTH, compiled_bf16, exported_model, installed_style, openvino_model
 from benchmarks.paths import ROOT
 from benchmarks.photographs import VARIED_SIZES, varied_size
 from benchmarks.processes import run_module
@@ -37,7 +37,9 @@ ALLOCATORS: dict[str, dict[str, str]] = {
     "jemalloc": {"LD_PRELOAD": "libjemalloc.so.2"},
     "mimalloc": {"LD_PRELOAD": "libmimalloc.so.2"},
 }
-ENGINES = ["eager", "eager-nchw", "trace", "compile", "onnxruntime", "openvino", "strips", "strips-fp16", "strips-bf16"]
+RIVALS = ["eager", "eager-nchw", "trace", "compile", "compile-bf16", "onnxruntime", "openvino", "openvino-bf16"]
+ENGINES = [*RIVALS, "strips", "strips-fp16", "strips-bf16"]
+EXPORTED = {"onnxruntime", "openvino", "openvino-bf16"}
 GFLOP_PER_PIXEL = 210.3 / 512**2  # as the layers stand; what fast convolutions leave out counts too
 FULL_SIZE, LIMITED_SIZE = Size(1200, 1600), Size(768, 1024)  # of the ladder's photograph
 RUNGS = [  # (rung, engine, allocator, size, the article's MB and seconds on a T4 for 1024 x 1024)
@@ -126,7 +128,8 @@ def predicted_beside_measured(name: str, predicted: int, most: float) -> Row:
 
 def engines(options: argparse.Namespace) -> None:
     """Every engine on its fastest allocator and on the one with its lowest peak."""
-    export_model(options)
+    if EXPORTED & set(options.engines):
+        export_model(options)
     rate = convolution_rate(options.threads) / 1e9
     print(f"a large convolution runs at {rate:.0f} GFLOP/s on {options.threads} threads\n")
     every_figure: list[Row] = []
@@ -212,9 +215,9 @@ def convolution_rate(threads: int) -> float:
 
 
 def export_model(options: argparse.Namespace) -> None:
-    """Exports the style to ONNX, if an engine needs it and it has not been exported yet."""
+    """Exports the style to ONNX, if that has not been done yet."""
     options.scratch.mkdir(parents=True, exist_ok=True)
-    if {"onnxruntime", "openvino"} & set(options.engines) and not exported_model(options).exists():
+    if not exported_model(options).exists():
         command = [*ANIMEGAN, "export", options.style, "--onnx", str(exported_model(options))]
         subprocess.run(command, check=True, cwd=ROOT, stdout=subprocess.DEVNULL)
 
@@ -223,7 +226,8 @@ def export_model(options: argparse.Namespace) -> None:
 
 
 def errors(options: argparse.Namespace) -> None:
-    """Largest and mean difference to plain float32, on [-1, 1], of ours and of plain runs in 16 bits."""
+    """Differences to plain float32 of ours and of plain runs in 16 bits, and of rivals in bf16."""
+    export_model(options)
     report(options.out, "errors", collect(error_rows(options)))
 
 
@@ -233,6 +237,7 @@ def error_rows(options: argparse.Namespace) -> Iterator[Row]:
     from PIL import Image
 
     from serve_app.engine.checkpoints import load_generator
+    from serve_app.engine.fidelity import psnr
     from serve_app.engine.precision import DTYPES
 
     style = installed_style(options)
@@ -249,9 +254,37 @@ def error_rows(options: argparse.Namespace) -> Iterator[Row]:
             if precision != "fp32":
                 with torch.inference_mode():
                     outcomes[f"plain, {precision}"] = load_generator(style).to(dtype)(x.to(dtype)).float()
+            if precision == "bf16":
+                outcomes |= painted_by_rivals(options, style, x)
             for name, outcome in outcomes.items():
                 error = (outcome - exact).abs()
-                yield {"side": side, "run": name, "largest": f"{error.max():.1e}", "mean": f"{error.mean():.1e}"}
+                yield {
+                    "side": side,
+                    "run": name,
+                    "largest": f"{error.max():.1e}",
+                    "mean": f"{error.mean():.1e}",
+                    "PSNR of the pixels, dB": f"{psnr(as_pixels(outcome), as_pixels(exact)):.1f}",
+                }
+
+
+def as_pixels(painting: "Tensor") -> "Tensor":
+    """Returns a painting on [-1, 1] as it is sent: uint8."""
+    import torch
+
+    return ((painting + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
+
+
+def painted_by_rivals(options: argparse.Namespace, style: "InstalledStyle", x: "Tensor") -> dict[str, "Tensor"]:
+    """Returns what rivals in bf16 paint of a photograph; both float32 (N, 3, H, W) on [-1, 1]."""
+    import torch
+
+    from serve_app.engine.checkpoints import load_generator
+
+    layout = torch.channels_last
+    with torch.inference_mode():
+        by_torch = compiled_bf16(load_generator(style).to(memory_format=layout))(x.contiguous(memory_format=layout))
+    (by_openvino,) = openvino_model(options, "bf16")({"photo": x.numpy()}).values()
+    return {"torch.compile, bf16": by_torch, "OpenVINO, bf16": torch.from_numpy(by_openvino)}
 
 
 def painted_in_strips(style: "InstalledStyle", frames: "Tensor", precision: Precision) -> "Tensor":
