@@ -4,6 +4,7 @@ import asyncio
 import logging
 from typing import Any
 
+import grpc
 from ray.exceptions import RayError, RayTaskError
 from ray.serve.exceptions import BackPressureError, RayServeException
 from ray.serve.handle import DeploymentHandle
@@ -11,6 +12,10 @@ from ray.serve.handle import DeploymentHandle
 from serve_app.deployments.cancellation import is_cancellation
 from serve_app.deployments.steps import LOST_RETRY_AFTER_S
 from serve_app.errors import Lost, RequestError, TooBusy
+
+# What gRPC says of messages that should not have been sent; all else is said of connections and processes that end.
+OUR_FAULTS = (grpc.StatusCode.RESOURCE_EXHAUSTED, grpc.StatusCode.INVALID_ARGUMENT, grpc.StatusCode.UNIMPLEMENTED)
+CUT_OFF = "Unexpected error (StatusCode."  # Serve's words for a replica that ended before it took a call
 
 logger = logging.getLogger("ray.serve")  # Serve writes it to the replica's log file
 
@@ -57,7 +62,7 @@ class Callee:
         except asyncio.CancelledError:  # the client has disconnected, or the deadline has passed
             response.cancel()
             raise
-        except (RayError, RayServeException) as error:
+        except (RayError, RayServeException, grpc.RpcError, RuntimeError) as error:
             if not is_lost(error):
                 raise
             reason = str(error).partition("\n")[0][:200]
@@ -72,5 +77,9 @@ class Callee:
 def is_lost(error: Exception) -> bool:
     """Returns whether a process, a node or an object was lost, which says nothing about the photograph."""
     if isinstance(error, RayTaskError):  # raised inside a replica: by its code, or because an argument was lost
-        return isinstance(error.cause, RayError | RayServeException) and is_lost(error.cause)
-    return not is_cancellation(error)
+        return is_lost(error.cause)
+    if isinstance(error, grpc.RpcError):  # Serve translates only the plainest of them
+        return getattr(error, "code", lambda: None)() not in OUR_FAULTS
+    if isinstance(error, RuntimeError):
+        return str(error).startswith(CUT_OFF)
+    return isinstance(error, RayError | RayServeException) and not is_cancellation(error)

@@ -22,7 +22,6 @@ MAX_ATTEMPTS = 3  # at one photograph: painting is pure, so it can be repeated a
 # Of a painting, so that its file, of up to four bytes a pixel and what the format adds, stays under gRPC's 4 MiB.
 SMALL_PIXELS = 960 * 1024
 CHECK_S = 5.0  # for the Codec's word on a header
-MAX_UPRIGHTS = 2  # photographs that are decoded at a time only to be shown
 TIMINGS = ("decode", "queue", "paint", "encode")
 
 
@@ -36,7 +35,6 @@ class Graph:
     def __init__(self, codec: DeploymentHandle[Any]) -> None:
         self._codec = Callee(codec)
         self._accepted_pixels = 0  # of the largest photograph that the Codec has let through by its header
-        self._uprights = asyncio.Semaphore(MAX_UPRIGHTS)
 
     async def check(self, header: ImageHeader) -> None:
         """Asks the Codec whether a photograph is too large for it, unless it has let a larger one through.
@@ -59,16 +57,13 @@ class Graph:
     ) -> tuple[bytes, str]:
         """Returns a photograph upright, at the size that it is painted at, and the media type of its file.
 
-        Only some are decoded at a time: they wait outside of the queue, and photographs that are to be painted come
-        first.
-
         Raises:
             RequestError: if it cannot be decoded, or not within `timeout_s`.
             Lost: if the Codec was lost.
         """
         upload = np.frombuffer(data, np.uint8)
         try:
-            async with asyncio.timeout(timeout_s), self._uprights:
+            async with asyncio.timeout(timeout_s):
                 upright: Upright = await self._codec.call("upright", upload, header, request, is_small=False)
         except TimeoutError:
             raise DeadlineExceeded("The photograph could not be decoded in time. Try again later.") from None

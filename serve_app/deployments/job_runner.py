@@ -105,6 +105,7 @@ class JobRunner:
                 replicas = await asyncio.to_thread(running_replicas, application)
                 places = self.settings.stylizer_places * replicas["Stylizer"]
                 runner.most_pictures = places // max(replicas["JobRunner"], 1)
+                runner.nudge()
                 waiting = await runner.waiting_pixels()
                 self.metrics.waiting_pixels.set(waiting)
                 await asyncio.wait_for(self.stylizer.hear_of_jobs.remote(waiting), FOLLOW_S)

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Literal, TypeVar
 
 from serve_app.errors import AnimeganError, RequestError, StoreUnavailable
 from serve_app.jobs.watch import Watch
-from serve_app.jobs.words import Job, JobReport, NewJob, Outlook
+from serve_app.jobs.words import Job, JobReport, NewJob, Outlook, SchemaBehind
 from serve_app.settings import JobsSettings
 
 if TYPE_CHECKING:  # SQLAlchemy and Alembic, which a process without jobs does without
@@ -26,6 +26,9 @@ THREADS = 4  # as many as the connections that the store keeps open
 REOPEN_AFTER_S = 5.0
 STATE_S = 2.0  # for the answer of the database to a health check
 STATE_CACHED_S = 5.0
+MAX_PENDING = 64  # calls that run or wait for a thread; each holds a place of the service
+SILENT_S = 1.0  # a call that fails after so long has found a database that does not answer,
+REFUSE_S = 2.0  # and for this time nobody else waits for it
 MAX_WAITING = 16  # requests that wait for the end of a job; each holds a place of the service
 
 Result = TypeVar("Result")
@@ -51,6 +54,9 @@ class JobDesk:
         self._opening = threading.Lock()
         self._store: JobStore | None = None
         self._try_again_at = 0.0
+        self._failure: StoreUnavailable = unavailable()  # of the last attempt to open it
+        self._pending = 0
+        self._refuse_until = 0.0
         self._watch = Watch(self.find)
         self._state: State = "unavailable"
         self._state_asked_at: float | None = None
@@ -173,6 +179,8 @@ class JobDesk:
                 async with asyncio.timeout(STATE_S):
                     schema = await self._call(lambda store: store.schema_state())
                 self._state = "schema-behind" if schema == "behind" else "ready"
+            except SchemaBehind:
+                self._state = "schema-behind"
             except (StoreUnavailable, TimeoutError):
                 self._state = "unavailable"
         return self._state
@@ -184,7 +192,18 @@ class JobDesk:
             self._store.close()
 
     async def _call(self, work: Callable[["JobStore"], Result]) -> Result:
-        return await asyncio.get_running_loop().run_in_executor(self._threads, lambda: work(self._opened()))
+        began = time.monotonic()
+        if self._pending >= MAX_PENDING or began < self._refuse_until:
+            raise unavailable()
+        self._pending += 1
+        try:
+            return await asyncio.get_running_loop().run_in_executor(self._threads, lambda: work(self._opened()))
+        except StoreUnavailable:
+            if time.monotonic() - began > SILENT_S:
+                self._refuse_until = time.monotonic() + REFUSE_S
+            raise
+        finally:
+            self._pending -= 1
 
     def _opened(self) -> "JobStore":
         """Returns the store; for threads.
@@ -195,7 +214,7 @@ class JobDesk:
         with self._opening:
             if self._store is None:
                 if time.monotonic() < self._try_again_at:
-                    raise unavailable()
+                    raise type(self._failure)(*self._failure.args)
                 self._store = self._open()
             return self._store
 
@@ -208,10 +227,11 @@ class JobDesk:
             return open_store(self._settings)
         except (AnimeganError, SQLAlchemyError, OSError) as error:
             self._try_again_at = time.monotonic() + REOPEN_AFTER_S
+            self._failure = error if isinstance(error, SchemaBehind) else unavailable()
             logger.error("the store of jobs cannot be opened: %s: %s", type(error).__name__, error)
-            raise unavailable() from None
+            raise type(self._failure)(*self._failure.args) from None
 
 
 def unavailable() -> StoreUnavailable:
-    """Returns the refusal of everything while the store cannot be opened."""
-    return StoreUnavailable("The store of jobs cannot be opened at this moment. Try again.", retry_after_s=5)
+    """Returns the refusal of everything while the store cannot be opened, or does not answer."""
+    return StoreUnavailable("The store of jobs cannot be used at this moment. Try again.", retry_after_s=5)

@@ -35,6 +35,8 @@ RENEWALS = 3  # of a lease, in the time that it lasts
 REAPS = 3  # looks at lost leases, in the time that one lasts
 PAUSE_S = 3.0  # without claims, after a sign that the service or the store is overloaded or gone
 FULL_S = 120.0  # for which a painting waits for room in the store
+CLAIM_S = 2.0  # for which a runner that stops waits for a claim
+STRAYS_S = 86_400.0  # between two looks at all files, for those that a writer left which was very slow
 ENDING_S = 5.0  # for which a runner that stops waits for jobs that are being ended
 BACKOFF_S = (0.2, 0.5, 1.0, 2.0, 5.0)  # between attempts at the store, the last one again and again
 MEAN_OVER = 20  # jobs, of the mean number of pixels
@@ -127,6 +129,7 @@ class Runner:
         self._clock = clock
         self._jitter = jitter
         self._threads = ThreadPoolExecutor(THREADS, "jobs")
+        self._lease_thread = ThreadPoolExecutor(1, "leases")  # pictures on a slow network must not hold up leases
         self._works: set[Work] = set()
         self._changed = asyncio.Event()  # a job may have come, or one has ended, or become smaller
         self._has_begun = asyncio.Event()
@@ -172,7 +175,7 @@ class Runner:
         for loop in self._loops[1:]:
             loop.cancel()
         for claiming in self._loops[:1]:
-            await asyncio.wait([claiming])  # it may be about to get one more lease
+            await asyncio.wait([claiming], timeout=CLAIM_S)  # it may be about to get one more lease
         works = set(self._works)
         for work in works:
             work.abandon()
@@ -181,7 +184,8 @@ class Runner:
             await asyncio.wait(tasks, timeout=ENDING_S)
         for work in works:
             await self._hand_back(work)
-        self._threads.shutdown(wait=False, cancel_futures=True)
+        for threads in (self._threads, self._lease_thread):
+            threads.shutdown(wait=False, cancel_futures=True)
 
     async def waiting_pixels(self) -> int:
         """Estimates the pixels of all jobs that wait, for every runner together: their number, and the mean of late.
@@ -195,10 +199,11 @@ class Runner:
         while not self._is_stopping:
             self._changed.clear()
             if not self._has_room():
-                await self._wait_for_change(self._paused_until - self._clock())
+                paused_s = self._paused_until - self._clock()
+                await self._wait_for_change(paused_s if paused_s > 0 or self._works else self.settings.poll_s)
                 continue
             try:
-                lease = await self._in_thread(self._store.queue.claim)
+                lease = await self._in_lease_thread(self._store.queue.claim)
             except RequestError:  # the store has logged it
                 self._pause(PAUSE_S)
                 continue
@@ -317,28 +322,30 @@ class Runner:
             await asyncio.sleep(LOOK_S)
             works = list(self._works)
             try:
-                valid = await self._in_thread(self._store.queue.valid, [work.lease for work in works])
+                valid = await self._in_lease_thread(self._store.queue.valid, [work.lease for work in works])
                 for work in works:
                     if work.lease.token not in valid:
                         work.abandon()
                 for work in works:
                     if work.lease.token in valid and self._clock() >= work.renew_at:
+                        await self._in_lease_thread(self._store.queue.renew, work.lease)
                         work.renew_at = self._clock() + self._lease_s / RENEWALS
-                        await self._in_thread(self._store.queue.renew, work.lease)
             except RequestError:
                 continue  # the store has logged it; whether a lease was lost shows when it is back
 
     async def _sweep_all(self) -> None:
         """Looks for lost leases and for what has expired. Every runner does, at times of its own."""
-        swept_at = -float("inf")
+        swept_at, looked_at = -float("inf"), self._clock()
         while True:
             await asyncio.sleep(self._lease_s / REAPS * (0.5 + self._jitter()))
             try:
                 if self._clock() - swept_at >= self.settings.sweep_s:
                     swept_at = self._clock()
-                    await self._in_thread(self._store.sweep, False)
+                    looks = swept_at - looked_at >= STRAYS_S
+                    looked_at = swept_at if looks else looked_at
+                    await self._in_thread(self._store.sweep, looks)
                 else:
-                    await self._in_thread(self._store.queue.reap)
+                    await self._in_lease_thread(self._store.queue.reap)
             except RequestError:
                 continue
 
@@ -352,6 +359,9 @@ class Runner:
     def _tell(self, outcome: str) -> None:
         if self._observer is not None:
             self._observer.ended(outcome)
+
+    async def _in_lease_thread(self, function: Callable[..., Answer], *arguments: Any) -> Answer:
+        return await asyncio.get_running_loop().run_in_executor(self._lease_thread, function, *arguments)
 
     async def _in_thread(self, function: Callable[..., Answer], *arguments: Any) -> Answer:
         return await asyncio.get_running_loop().run_in_executor(self._threads, function, *arguments)

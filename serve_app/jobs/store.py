@@ -2,9 +2,11 @@
 
 import hashlib
 import json
+import logging
 from collections.abc import Sequence
 
 from sqlalchemy import func, select
+from sqlalchemy.exc import SQLAlchemyError
 
 from serve_app.errors import Gone, NotFinished, UnknownJob
 from serve_app.frames import EncodedImage
@@ -17,8 +19,10 @@ from serve_app.jobs.rows import request_members, to_job
 from serve_app.jobs.schema import SchemaState, migrate, schema_state
 from serve_app.jobs.storage import Storage
 from serve_app.jobs.table import QUEUED, jobs, now_ms, store
-from serve_app.jobs.words import Census, Job, Lease, NewJob, Status, Submission, Swept
+from serve_app.jobs.words import Census, Job, Lease, NewJob, SchemaBehind, Status, Submission, Swept
 from serve_app.settings import JobsSettings
+
+logger = logging.getLogger(__name__)
 
 
 class JobStore:
@@ -149,7 +153,10 @@ class JobStore:
             with self._database.write() as connection:
                 expiry.erase(connection, job_id)
             self._storage.delete_unused()
-        return self.find([job_id])[job_id]
+        removed = self.find([job_id]).get(job_id)
+        if removed is None:  # forgotten at once (`forget_after_s` is 0)
+            raise Gone("This job has expired or was erased.")
+        return removed
 
     def cancel(self, job_id: str) -> Job | None:
         """Ends a job that waits or runs, and deletes its photograph; returns None if there is no such job."""
@@ -221,6 +228,7 @@ def open_store(settings: JobsSettings) -> JobStore:
 
     Raises:
         SettingsError: if a setting is wrong, or the place of the pictures belongs to another database.
+        SchemaBehind: if the schema cannot be brought up to date.
         StoreUnavailable: if the database or the blob store cannot be reached.
     """
     database = open_database(settings)
@@ -229,6 +237,10 @@ def open_store(settings: JobsSettings) -> JobStore:
         with database.read() as connection:
             owner = connection.execute(select(store.c.id)).scalar_one()
         return JobStore(database, open_blobs(settings, owner), settings)
+    except SQLAlchemyError as error:  # most likely the user of the database may not change its schema
+        database.close()
+        logger.error("the database of jobs cannot be brought up to date: %s", type(error).__name__)
+        raise SchemaBehind("The store of jobs cannot be used at this moment. Try again.", retry_after_s=30) from None
     except BaseException:
         database.close()
         raise

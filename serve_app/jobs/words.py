@@ -5,6 +5,7 @@ from datetime import datetime
 from enum import StrEnum
 from typing import Any
 
+from serve_app.errors import StoreUnavailable
 from serve_app.frames import Receipt, StylizeRequest
 
 
@@ -175,3 +176,7 @@ class Census:
     jobs: dict[str, dict[Status, int]]
     oldest_queued_s: float | None
     stored_bytes: int
+
+
+class SchemaBehind(StoreUnavailable):
+    """The store cannot be used until somebody brings the schema of its database up to date."""

@@ -158,7 +158,7 @@ class Guard:
         if announced > limit:
             raise too_many_bytes(limit, announced)
         client = self._client(scope)
-        key = key_of(scope["path"], client, credentials(headers))
+        key = key_of(scope["path"], client, telling_apart(headers))
         self.refusals.check(key)
         answer.on_too_busy = partial(self.refusals.hold, key)
         try:
@@ -472,9 +472,9 @@ def content_length(headers: Headers) -> int:
     return int(lengths[0]) if lengths and lengths[0].isdigit() else 0
 
 
-def credentials(headers: Headers) -> list[bytes]:
-    """Returns what a client shows to be let in."""
-    return [value for name, value in headers if name in (b"authorization", b"x-api-key")]
+def telling_apart(headers: Headers) -> list[bytes]:
+    """Returns the headers that decide whether a client is let in, and whether its picture is painted now or later."""
+    return [name + b":" + value for name, value in headers if name in (b"authorization", b"x-api-key", b"prefer")]
 
 
 def with_length(headers: Headers, size: int) -> Headers:

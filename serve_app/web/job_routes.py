@@ -32,6 +32,7 @@ from serve_app.web.schemas import (
     JobOptions,
     problems,
 )
+from serve_app.web.turns import Turns
 
 JOB_ID = re.compile(r"[A-Za-z0-9_-]{1,64}")
 IDEMPOTENCY_KEY_LENGTH = 255
@@ -50,6 +51,7 @@ def add_job_routes(app: FastAPI, pipeline: Pipeline, identify: Identify) -> None
         pipeline: that does the work.
         identify: says whose request it is, or refuses it.
     """
+    paintings, photographs = Turns(8, 32), Turns(2, 8)
 
     def jobs() -> Jobs:
         """Returns the jobs, before anything of a body is read."""
@@ -96,11 +98,12 @@ def add_job_routes(app: FastAPI, pipeline: Pipeline, identify: Identify) -> None
     @app.get(
         "/v1/jobs/{job_id}/image",
         response_class=Response,
-        responses=PAINTED | problems(404, 409, 410, 503),
+        responses=PAINTED | problems(404, 409, 410, 429, 503),
         summary="Fetch the painting of a job",
     )
     async def image(desk: Desk, job_id: str) -> Response:
-        job, data = await desk.painting(known(job_id))
+        async with paintings.turn():
+            job, data = await desk.painting(known(job_id))
         headers = PRIVATE if job.receipt is None else receipt_headers(job.receipt) | PRIVATE
         return Response(data, media_type=job.media_type, headers=headers)
 
@@ -111,9 +114,10 @@ def add_job_routes(app: FastAPI, pipeline: Pipeline, identify: Identify) -> None
         summary="Fetch the photograph of a job, upright and at the painted size",
     )
     async def photo(desk: Desk, job_id: str) -> Response:
-        job, data = await desk.photo(known(job_id))
-        assert job.request is not None  # only an expired job has none, and it has no photograph either
-        upright, media_type = await pipeline.upright(data, job.request)
+        async with photographs.turn():
+            job, data = await desk.photo(known(job_id))
+            assert job.request is not None  # only an expired job has none, and it has no photograph either
+            upright, media_type = await pipeline.upright(data, job.request)
         return Response(upright, media_type=media_type, headers=PRIVATE)
 
     @app.delete(

@@ -42,8 +42,11 @@ class HeldRefusals:
             TooBusy: with what the service said.
         """
         held = self._held.get(key)
-        if held is not None and held.until_s > self._clock():
-            raise held.refusal
+        if held is None:
+            return
+        if held.until_s > self._clock():
+            raise TooBusy(*held.refusal.args)  # a new one: an error that is raised again grows by its traceback
+        del self._held[key]
 
     def hold(self, key: bytes, document: bytes) -> None:
         """Takes note of a problem document that the service has answered with 429."""
@@ -58,9 +61,15 @@ class HeldRefusals:
             del self._held[first]
 
 
-def key_of(path: str, client: str, credentials: Sequence[bytes]) -> bytes:
-    """Returns what tells a client and its route apart from others; its credentials cannot be read from it."""
-    parts = [path.encode(), client.encode(), *credentials]
+def key_of(path: str, client: str, headers: Sequence[bytes]) -> bytes:
+    """Returns what tells a client and what it wants apart from others; its credentials cannot be read from it.
+
+    Args:
+        path: of the request.
+        client: its address.
+        headers: the values of those that decide whether it is let in, and to which queue.
+    """
+    parts = [path.encode(), client.encode(), *headers]
     return hashlib.blake2b(b"\0".join(parts), digest_size=16).digest()
 
 

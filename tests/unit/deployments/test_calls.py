@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import AsyncIterator
 from typing import Any, cast
 
+import grpc
 import pytest
 from ray.exceptions import (
     ActorDiedError,
@@ -23,6 +24,10 @@ def raised_in_a_replica(cause: Exception) -> RayTaskError:
     return RayTaskError("paint", "a traceback", cause)  # type: ignore[no-untyped-call]
 
 
+def said_by_grpc(code: grpc.StatusCode) -> grpc.aio.AioRpcError:
+    return grpc.aio.AioRpcError(code, grpc.aio.Metadata(), grpc.aio.Metadata())
+
+
 @pytest.mark.parametrize(
     "error",
     [
@@ -33,6 +38,9 @@ def raised_in_a_replica(cause: Exception) -> RayTaskError:
         RayServeException("an upstream actor died"),
         raised_in_a_replica(ActorDiedError()),
         raised_in_a_replica(raised_in_a_replica(WorkerCrashedError())),
+        said_by_grpc(grpc.StatusCode.CANCELLED),
+        raised_in_a_replica(said_by_grpc(grpc.StatusCode.INTERNAL)),
+        RuntimeError("Unexpected error (StatusCode.UNAVAILABLE): Socket closed."),
     ],
 )
 def test_death_of_a_process_is_a_loss(error: Exception) -> None:

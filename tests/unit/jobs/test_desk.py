@@ -9,11 +9,12 @@ from pathlib import Path
 import pytest
 from jobstores import REQUEST, Bench, make_settings, painting
 from sqlalchemy import insert
-from sqlalchemy.exc import IntegrityError
+from sqlalchemy.exc import IntegrityError, ProgrammingError
 
 from serve_app.errors import StoreUnavailable
 from serve_app.jobs import desk as module
 from serve_app.jobs import watch
+from serve_app.jobs.database import Database
 from serve_app.jobs.desk import JobDesk
 from serve_app.jobs.store import JobStore
 from serve_app.jobs.table import jobs
@@ -158,3 +159,73 @@ def test_an_id_is_in_no_text_of_an_error_of_the_database(tmp_path: Path) -> None
         connection.execute(insert(jobs).values(created_at=0, **values))
     assert job.id not in str(caught.value)
     bench.close()
+
+
+def test_calls_beyond_a_bound_are_refused_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "MAX_PENDING", 3)
+    may_go_on = threading.Event()
+
+    def slow(self: JobStore, job_ids: Sequence[str]) -> dict[str, Job]:
+        may_go_on.wait(20)
+        return {}
+
+    monkeypatch.setattr(JobStore, "find", slow)
+    desk = JobDesk(make_settings(tmp_path))
+
+    async def scene() -> None:
+        calls = [asyncio.ensure_future(desk.find(["x"])) for _ in range(3)]
+        await asyncio.sleep(0)
+        with pytest.raises(StoreUnavailable):
+            await desk.find(["x"])
+        may_go_on.set()
+        assert await asyncio.gather(*calls) == [{}] * 3
+        assert await desk.find(["x"]) == {}
+
+    asyncio.run(scene())
+    desk.close()
+
+
+def test_nobody_else_waits_for_a_database_that_has_just_not_answered(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "SILENT_S", 0.05)
+    monkeypatch.setattr(module, "REFUSE_S", 0.5)
+    calls = []
+
+    def silent(self: JobStore, job_ids: Sequence[str]) -> dict[str, Job]:
+        calls.append(job_ids)
+        time.sleep(0.1)
+        raise StoreUnavailable("no answer")
+
+    monkeypatch.setattr(JobStore, "find", silent)
+    desk = JobDesk(make_settings(tmp_path))
+
+    async def scene() -> None:
+        for _ in range(5):
+            with pytest.raises(StoreUnavailable):
+                await desk.find(["x"])
+        assert len(calls) == 1
+        await asyncio.sleep(0.6)
+        with pytest.raises(StoreUnavailable):
+            await desk.find(["x"])
+        assert len(calls) == 2
+
+    asyncio.run(scene())
+    desk.close()
+
+
+def test_a_schema_that_may_not_be_changed_is_told_as_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def forbidden(database: Database) -> None:
+        raise ProgrammingError("CREATE TABLE", {}, Exception("permission denied"))
+
+    monkeypatch.setattr("serve_app.jobs.store.migrate", forbidden)
+    desk = JobDesk(make_settings(tmp_path))
+
+    async def scene() -> None:
+        assert await desk.state() == "schema-behind"
+        desk._state_asked_at = None
+        assert await desk.state() == "schema-behind"  # the next attempt is not due yet
+        with pytest.raises(StoreUnavailable):
+            await desk.find(["x"])
+
+    asyncio.run(scene())

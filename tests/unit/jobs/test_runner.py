@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import threading
 from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager
 from typing import Any
@@ -445,6 +446,61 @@ def test_photograph_that_has_vanished_fails_its_job(bench: Bench) -> None:
     problem = bench.store.get(job.id).problem
     assert problem is not None
     assert problem["code"] == "gone"
+
+
+def test_pause_that_ends_between_two_looks_at_the_clock_is_no_end_of_work(bench: Bench) -> None:
+    """The room is looked at while the pause lasts, and the rest of the pause is taken when it is over."""
+    now = 100.0
+
+    class Clock:
+        ticks = 0
+
+        def __call__(self) -> float:
+            self.ticks += 1
+            return now + 0.01 * self.ticks
+
+    async def scene() -> None:
+        job = bench.submit()
+        runner = Runner(bench.store, Painter(), JobRunnerSettings(poll_s=0.05), 30, clock=Clock())
+        runner._paused_until = now + 0.015  # after the first look, before the second
+        runner.start()
+        try:
+            await until(has_ended(bench, job))
+        finally:
+            await runner.stop()
+
+    in_loop(scene())
+
+
+def test_slow_pictures_hold_up_no_lease(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    may_finish, renewed = threading.Event(), threading.Event()
+    finish, renew = bench.store.finish, bench.store.queue.renew
+
+    def slow(*arguments: Any) -> bool:
+        may_finish.wait(PATIENCE_S)
+        return finish(*arguments)
+
+    def noticed(lease: Any) -> bool:
+        renewed.set()
+        return renew(lease)
+
+    monkeypatch.setattr(bench.store, "finish", slow)
+    monkeypatch.setattr(bench.store.queue, "renew", noticed)
+    jobs = [bench.submit() for _ in range(2 * module.THREADS)]
+
+    async def scene() -> None:
+        runner = Runner(bench.store, Painter(), JobRunnerSettings(poll_s=0.05), lease_s=0.3)
+        runner.start()
+        try:
+            await until(renewed.is_set)
+            may_finish.set()
+            for job in jobs:
+                await until(has_ended(bench, job))
+        finally:
+            may_finish.set()
+            await runner.stop()
+
+    in_loop(scene())
 
 
 def test_nudge_starts_a_job_before_the_next_look(bench: Bench) -> None:

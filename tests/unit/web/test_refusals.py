@@ -35,6 +35,22 @@ def test_refusal_is_repeated_word_for_word_for_a_moment_to_its_client_alone() ->
     refusals.check(ALICE)
 
 
+def test_refusal_that_is_repeated_does_not_grow() -> None:
+    clock = Clock()
+    refusals = HeldRefusals(clock)
+    refusals.hold(ALICE, document(FULL))
+
+    def depth() -> int:
+        with pytest.raises(TooBusy) as caught:
+            refusals.check(ALICE)
+        return len(caught.traceback)
+
+    assert {depth() for _ in range(5)} == {depth()}
+    clock.now += HELD_S
+    refusals.check(ALICE)
+    assert refusals._held == {}
+
+
 def test_refusals_of_other_kinds_do_not_hold() -> None:
     refusals = HeldRefusals(Clock())
     refusals.hold(ALICE, document(Lost("gone")))
