@@ -58,15 +58,6 @@ class Positions:
         self._pace: Pace | None = None
         self._measured_at: float | None = None
 
-    def exact(self, job_id: str) -> int | None:
-        """Counts the unfinished jobs ahead of one now: 0 for one that runs, None for one that is not unfinished."""
-        outlook = self.outlook_now(job_id)
-        return None if outlook is None else outlook.position
-
-    def recent(self, job_ids: Sequence[str]) -> dict[str, int]:
-        """Returns the positions of those of some jobs that are unfinished, from a look at the queue at most 1 s old."""
-        return {job_id: outlook.position for job_id, outlook in self.outlooks(job_ids).items()}
-
     def outlook_now(self, job_id: str, rate: float = 0.0) -> Outlook | None:
         """Returns the outlook of an unfinished job by the queue as it is now; only the pace may be a second old.
 

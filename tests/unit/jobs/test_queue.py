@@ -8,6 +8,7 @@ from jobstores import RECEIPT, REQUEST, Bench, painting
 from sqlalchemy import select
 
 from serve_app.errors import BrokenImage, Gone, KeyReused, OutOfMemory, TooBusy, UnknownJob
+from serve_app.jobs.positions import Positions
 from serve_app.jobs.table import jobs
 from serve_app.jobs.words import NewJob, Status
 
@@ -290,31 +291,38 @@ def test_one_client_may_fill_it_all_where_the_settings_say_so(make_bench: MakeBe
         bench.submit("ann")
 
 
+def exact(positions: Positions, job_id: str) -> int | None:
+    outlook = positions.outlook_now(job_id)
+    return None if outlook is None else outlook.position
+
+
+def recent(positions: Positions, *job_ids: str) -> dict[str, int]:
+    return {job_id: outlook.position for job_id, outlook in positions.outlooks(job_ids).items()}
+
+
 def test_position_counts_what_is_ahead(bench: Bench) -> None:
     ann = [bench.submit("ann").id for _ in range(3)]
     bob = bench.submit("bob").id
     positions = bench.store.positions
-    assert [positions.exact(job) for job in (*ann, bob)] == [0, 1, 3, 2]
-    assert positions.recent([*ann, bob]) == {ann[0]: 0, ann[1]: 1, ann[2]: 3, bob: 2}
+    assert [exact(positions, job) for job in (*ann, bob)] == [0, 1, 3, 2]
+    assert recent(positions, *ann, bob) == {ann[0]: 0, ann[1]: 1, ann[2]: 3, bob: 2}
     lease = bench.claim()
-    assert [positions.exact(job) for job in (*ann, bob)] == [0, 1, 3, 2]  # the running one is still ahead
+    assert [exact(positions, job) for job in (*ann, bob)] == [0, 1, 3, 2]  # the running one is still ahead
     bench.store.finish(lease, painting())
-    assert [positions.exact(job) for job in (*ann, bob)] == [None, 0, 2, 1]
-    assert positions.exact("no such id") is None
+    assert [exact(positions, job) for job in (*ann, bob)] == [None, 0, 2, 1]
+    assert exact(positions, "no such id") is None
 
 
 def test_recent_positions_are_read_again_after_a_second(bench: Bench) -> None:
-    from serve_app.jobs.positions import Positions
-
     now = 0.0
     positions = Positions(bench.database, lambda: now)
     first, second = bench.submit().id, bench.submit().id
-    assert positions.recent([second]) == {second: 1}
+    assert recent(positions, second) == {second: 1}
     bench.store.remove(first)
     now = 0.9
-    assert positions.recent([second]) == {second: 1}
+    assert recent(positions, second) == {second: 1}
     now = 2.0
-    assert positions.recent([first, second]) == {second: 0}
+    assert recent(positions, first, second) == {second: 0}
 
 
 def test_claim_reads_the_index_and_sorts_nothing(bench: Bench) -> None:
