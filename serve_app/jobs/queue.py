@@ -38,7 +38,7 @@ from serve_app.jobs.words import Job, Lease, Reaped, Status, Submission
 from serve_app.settings import JobsSettings
 
 SUBMISSION_LOCK = 0x616E6971
-ID_BYTES = 18  # of randomness: 24 characters
+ID_BYTES = 16  # of randomness, written in hexadecimal: an id that begins with "-" would be an option to a command line
 RETRY_AFTER_S = 30
 
 
@@ -148,7 +148,7 @@ class JobQueue:
             .with_for_update(skip_locked=True)
             .scalar_subquery()
         )
-        token = secrets.token_urlsafe(ID_BYTES)
+        token = secrets.token_hex(ID_BYTES)
         claimed = update(jobs).where(jobs.c.number == head, QUEUED)
         values = {
             "status": status(Status.RUNNING),
@@ -371,5 +371,5 @@ INSERT_JOB = insert(jobs).values(status=status(Status.QUEUED), attempt=0, create
 
 def insert_job(connection: Connection, values: dict[str, Any]) -> Job:
     """Inserts a job that waits."""
-    row = connection.execute(INSERT_JOB, {"id": secrets.token_urlsafe(ID_BYTES), **values})
+    row = connection.execute(INSERT_JOB, {"id": secrets.token_hex(ID_BYTES), **values})
     return to_job(row.mappings().one())
