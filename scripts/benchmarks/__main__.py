@@ -10,7 +10,20 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 
-from benchmarks import batching, cost, decoders, engines, jobs, mutations, painting, profiling, scaling, service, soak
+from benchmarks import (
+    batching,
+    cost,
+    decoders,
+    engines,
+    jobs,
+    mutations,
+    painting,
+    passes,
+    profiling,
+    scaling,
+    service,
+    soak,
+)
 from benchmarks.paths import RESULTS, RUNS, SAMPLE_PHOTOGRAPH, SCRATCH
 
 Run = Callable[[argparse.Namespace], None]
@@ -56,6 +69,8 @@ def add_painting_commands(commands: Commands) -> None:
     add_sides(commands.add("mixed", painting.mixed), [256, 512, 1024])
 
     commands.add("ladder", painting.ladder)
+
+    add_sides(commands.add("passes", passes.run), [64, 512, 1024])
 
     parser = commands.add("profile", profiling.profile, RUNS / "profile")
     parser.add_argument("--engine", default="strips", choices=list(engines.ENGINE_MAKERS))

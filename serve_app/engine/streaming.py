@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from serve_app.engine.convolution import Chunk, UpsampledConv, choose_convolution
 from serve_app.engine.generator import SLOPE, ConvNormLReLU, Generator, InvertedResidual, Pads
+from serve_app.engine.passes import Passes, choose_passes
 from serve_app.frames import ResizeMode
 
 
@@ -86,21 +87,20 @@ class Layer:
     rows and columns by phase: with two row phases, the first plane has the even rows.
     """
 
-    def __init__(self, height: int, width: int, channels: int, pool: ChunkPool) -> None:
+    def __init__(self, height: int, width: int, channels: int, pool: ChunkPool, passes: Passes) -> None:
         self.height, self.width, self.channels = height, width, channels
         self._pool = pool
+        self._passes = passes
         self._chunks: deque[tuple[Tensor | None, Chunk]] = deque()  # each with its storage in the pool
         self._sums: Tensor | None = None  # (2, N) float64: the sum of all values, and of their squares
         self._scale = self._shift = torch.empty(0)  # (N, 1, 1, C)
-        self._is_activated = False
+        self._slope: float = 1
         self._read = 0  # rows of the first chunk that have been read
 
     def append(self, chunk: Chunk) -> None:
         """Adds the next rows."""
         for plane in itertools.chain(*chunk):
-            flat = plane.flatten(1)
-            # float32 within a chunk and float64 between chunks is as exact as float64 throughout, without its copies.
-            sums = torch.stack([flat.sum(1, dtype=torch.float32), sums_of_squares(flat)]).double()
+            sums = self._passes.sums(plane)
             self._sums = sums if self._sums is None else self._sums.add_(sums)
         self._chunks.append(self._pool.store(chunk))
 
@@ -116,7 +116,7 @@ class Layer:
         scale = (square - mean.square()).clamp_min_(0).add_(norm.eps).rsqrt_()[:, None] * norm.weight.double()
         shift = norm.bias.double() - mean[:, None] * scale
         self._scale, self._shift = (x.float()[:, None, None, :] for x in (scale, shift))
-        self._is_activated = is_activated
+        self._slope = SLOPE if is_activated else 1
         return self
 
     def read_into(self, rows: Tensor) -> None:
@@ -131,23 +131,19 @@ class Layer:
                 first, last = ((row - phase + step - 1) // step for row in (self._read, self._read + count))
                 start = done + first * step + phase - self._read
                 for column, plane in enumerate(planes):
-                    self._write(plane[:, first:last], rows[:, start : done + count : step, column :: len(planes)])
+                    self._passes.normalise(
+                        plane[:, first:last],
+                        rows[:, start : done + count : step, column :: len(planes)],
+                        self._scale,
+                        self._shift,
+                        self._slope,
+                    )
             done += count
             self._read += count
             if self._read == held:
                 self._chunks.popleft()
                 self._pool.give_back(storage)
                 self._read = 0
-        if self._is_activated and rows.dtype == torch.float32:
-            F.leaky_relu_(rows, SLOPE)
-
-    def _write(self, plane: Tensor, rows: Tensor) -> None:
-        if rows.dtype == torch.float32:
-            values = plane if plane.dtype == rows.dtype else rows.copy_(plane)
-            torch.addcmul(self._shift, values, self._scale, out=rows)
-        else:  # rounded to 16 bits once, not at each step
-            values = torch.addcmul(self._shift, plane.float(), self._scale)
-            rows.copy_(F.leaky_relu_(values, SLOPE) if self._is_activated else values)
 
 
 class ResidualBuffer:
@@ -248,6 +244,7 @@ class StripGenerator:
         compute: dtype of the convolutions.
         is_emulated: whether to run them in float32 on values that are rounded to `compute`: for measuring, on a
             processor without instructions for it, how it would paint.
+        passes: between the convolutions; default, the fastest here.
     """
 
     def __init__(
@@ -257,10 +254,13 @@ class StripGenerator:
         storage: torch.dtype = torch.float32,
         compute: torch.dtype = torch.float32,
         is_emulated: bool = False,
+        passes: Passes | None = None,
     ) -> None:
         self.generator = generator.requires_grad_(False)
         self.storage = storage
         self.compute = compute
+        device = next(generator.parameters()).device
+        self.passes = passes or choose_passes(device.type, storage, compute)
         self.is_aligned = resize == "align"
         decoder = [cast(ConvNormLReLU, block[0]).conv for block in (generator.block_d, generator.block_e)]
         upsampled = decoder if resize == "tf" else []
@@ -308,6 +308,7 @@ class ForwardPass:
         self._model = model
         self._like = like.new_empty((like.shape[0], 0), dtype=model.compute)
         self._pool = ChunkPool(model.storage)
+        self._passes = model.passes
 
     def run(self, image: Source, rows: int, sink: Callable[[int, Tensor], None]) -> None:
         """Runs all layers; the arguments are those of `StripGenerator.run`."""
@@ -345,6 +346,7 @@ class ForwardPass:
             (source.width + left + right - kernel) // stride + 1,
             conv.out_channels,
             self._pool,
+            self._passes,
         )
         convolution = self._model.convolutions[conv]
         for window in windows(source, self._like, part.pads, kernel, stride, rows):
@@ -358,7 +360,7 @@ class ForwardPass:
         upsampled = self._model.upsampled.get(part.conv)
         if upsampled is None:
             return self._convolve(Resized(source, height, width, self._model.is_aligned), part, rows)
-        layer = Layer(height, width, part.conv.out_channels, self._pool)
+        layer = Layer(height, width, part.conv.out_channels, self._pool, self._passes)
         for window in windows(source, self._like, (1, 1, 1, 1), 3, 1, rows // 2, repeat_far_edge=True):
             for chunk in upsampled(window):
                 layer.append(chunk)
@@ -370,13 +372,13 @@ class ForwardPass:
         project, norm = cast(nn.Conv2d, block.layers[2]), cast(nn.GroupNorm, block.layers[3])
         expanding, projecting = self._model.convolutions[expand.conv], self._model.convolutions[project]
         residual = ResidualBuffer()
-        hidden = Layer(source.height, source.width, expand.conv.out_channels, self._pool)
+        hidden = Layer(source.height, source.width, expand.conv.out_channels, self._pool, self._passes)
         for strip in self._strips(source, rows):
             hidden.append(expanding(strip)[0])
             if block.is_residual:
                 residual.chunks.append(strip.to(self._model.storage))
         filtered = self._convolve(hidden.normalised(expand.norm), depthwise, rows)
-        layer = Layer(source.height, source.width, project.out_channels, self._pool)
+        layer = Layer(source.height, source.width, project.out_channels, self._pool, self._passes)
         for strip in self._strips(filtered, rows):
             layer.append(projecting(strip)[0])
         layer.normalised(norm, is_activated=False)
@@ -437,9 +439,3 @@ def windows(
         for row in range(max(first + shared, height), first + count):
             window[:, row - first] = window[:, 2 * height - far - row - first]
         yield window
-
-
-def sums_of_squares(flat: Tensor) -> Tensor:
-    """Returns the sums of squares of (N, M), as (N,) in float32, without a temporary tensor."""
-    norm: Tensor = torch.linalg.vector_norm(flat, dim=1, dtype=torch.float32)
-    return norm.square_()

@@ -8,6 +8,14 @@ import torch
 from torch import Tensor
 
 from serve_app.engine.generator import Generator
+from serve_app.frames import ResizeMode
+
+
+def seeded_generator(mode: ResizeMode, eps: float | None = None) -> Generator:
+    """A generator with those weights."""
+    generator = Generator(mode) if eps is None else Generator(mode, eps=eps)
+    generator.load_state_dict(seeded_state(generator))
+    return generator.eval()
 
 
 def seeded_state(generator: Generator) -> dict[str, Tensor]:

@@ -8,7 +8,7 @@ import torch
 from painting import paint_all
 from PIL import Image
 from pydantic import TypeAdapter
-from seeding import seeded_state
+from seeding import seeded_generator
 from shared import SHARED, needs_shared
 
 from serve_app.engine.checkpoints import load_generator, read_checkpoint, save_style
@@ -20,12 +20,6 @@ from serve_app.settings import Settings
 from serve_app.styles.catalogue import Style, installed_styles
 
 GOLDEN = sorted((Path(__file__).parent / "golden").glob("*.npz"))
-
-
-def seeded_generator(mode: ResizeMode) -> Generator:
-    generator = Generator(mode)
-    generator.load_state_dict(seeded_state(generator))
-    return generator.eval()
 
 
 def mode_of(path: Path) -> ResizeMode:

@@ -6,10 +6,11 @@ from collections.abc import Iterator
 
 import pytest
 import torch
-from seeding import seeded_state
+from seeding import seeded_generator
 from torch import Tensor
 
 from serve_app.engine.generator import Generator
+from serve_app.engine.passes import TorchPasses
 from serve_app.engine.streaming import ChunkPool, Frames, Layer, StripGenerator, windows
 from serve_app.frames import ResizeMode
 
@@ -17,12 +18,6 @@ SIZES: list[tuple[ResizeMode, int, int]] = [
     *[(mode, *size) for mode in ("align", "half", "tf") for size in ((8, 8), (12, 48), (64, 44), (100, 36))],
     *[("align", *size) for size in ((8, 9), (9, 8), (11, 14), (37, 61), (66, 35))],
 ]
-
-
-def seeded_generator(mode: ResizeMode) -> Generator:
-    generator = Generator(mode)
-    generator.load_state_dict(seeded_state(generator))
-    return generator.eval()
 
 
 def frames_of(batch: int, height: int, width: int) -> Tensor:
@@ -90,8 +85,7 @@ def test_painting_is_scaled_to_bytes_and_leaves_the_frames_alone() -> None:
 
 def test_strips_use_the_eps_of_the_style() -> None:
     frames = frames_of(1, 16, 16) // 64 * 0 + 7  # flat: only eps keeps the norm finite
-    generator = Generator("tf", eps=1e-3)
-    generator.load_state_dict(seeded_state(generator))
+    generator = seeded_generator("tf", eps=1e-3)
     expected = plain(generator, frames)
     assert (streamed(StripGenerator(generator, "tf"), frames, 8) - expected).abs().max() <= 1e-4
 
@@ -99,7 +93,7 @@ def test_strips_use_the_eps_of_the_style() -> None:
 def filled(height: int, rows: int, phases: tuple[int, int] = (1, 1)) -> tuple[Layer, Tensor, list[weakref.ref[Tensor]]]:
     """Returns a layer of width 6 and 3 channels, its values, and weak references to the planes that hold them."""
     values = torch.randn(2, height, 6, 3)
-    layer = Layer(height, 6, 3, ChunkPool(torch.float32))
+    layer = Layer(height, 6, 3, ChunkPool(torch.float32), TorchPasses())
     alive = []
     down, across = phases
     for first in range(0, height, rows):
