@@ -17,6 +17,7 @@ from benchmarks import (
     engines,
     jobs,
     mutations,
+    outlooks,
     painting,
     passes,
     profiling,
@@ -97,6 +98,7 @@ def add_service_commands(commands: Commands) -> None:
     decoders.add_arguments(commands.add("decoders", decoders.run))
     mutations.add_arguments(commands.add("mutations", mutations.run))
     jobs.add_arguments(commands.add("jobs", jobs.run))
+    outlooks.add_arguments(commands.add("outlooks", outlooks.run))
 
 
 def main() -> None:
