@@ -266,7 +266,7 @@ def test_rolling_update_drops_nothing(nodes: Nodes) -> None:
 
 def test_load_scales_to_four_replicas_on_one_gpu_and_back(nodes: Nodes) -> None:
     wait_for(lambda: nodes.running("Stylizer") == 1, 60)
-    with load(nodes, clients=32, side=320) as sent:
+    with load(nodes, clients=24, side=224) as sent:
         wait_for(lambda: nodes.running("Stylizer") == 4, 150)
         assert len(set(nodes.replicas("Stylizer").values())) == 1
         assert used_gpus() == 1

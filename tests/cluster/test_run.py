@@ -8,6 +8,7 @@ import stat
 import subprocess
 import time
 from collections import Counter
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
@@ -16,8 +17,8 @@ import psutil
 import pytest
 import requests
 import yaml
-from pictures import opened, photo_bytes
-from service import ANIMEGAN, LOCAL_CONFIG, changed_config, command_line, free_port, running, wait_for
+from pictures import photo_bytes
+from service import ANIMEGAN, LOCAL_CONFIG, Service, changed_config, command_line, free_port, running, wait_for
 from shared import ROOT
 
 from serve_app.web.keys import new_key
@@ -31,34 +32,35 @@ def dashboards(of: psutil.Process) -> list[psutil.Process]:
     return [process for process in ray_processes(of) if "ray-dashboard" in command_line(process)]
 
 
-def test_scripts_run_ends_cleanly_on_sigterm(tmp_path: Path) -> None:
-    """In the background of a shell, which makes its jobs ignore SIGINT."""
-    config = tmp_path / "config.yaml"
-    address = changed_config(LOCAL_CONFIG, config)
-    command = ["sh", "-c", f"trap '' INT; exec scripts/run {config}"]
-    with running(command, address, tmp_path / "log") as service:
-        assert (
-            f"curl --fail-with-body --data-binary @photo.jpg '{address}/v1/stylize' -o painted.jpg" in service.console()
-        )
-        answer = requests.post(f"{address}/v1/stylize", data=photo_bytes(48, 64), timeout=60)
-        assert opened(answer.content).size == (64, 48)
-        started = ray_processes(psutil.Process(service.process.pid))
-        assert started
-        assert not dashboards(psutil.Process(service.process.pid))
-        service.process.send_signal(signal.SIGTERM)
-        assert service.process.wait(60) == 0
-        assert service.console().endswith("\nstopped\n")
-        wait_for(lambda: not any(process.is_running() for process in started), 30)
+@pytest.fixture(scope="module")
+def narrow(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
+    """A service with Ray's dashboard and a queue of five small pictures."""
+    folder = tmp_path_factory.mktemp("narrow")
+    config = folder / "config.yaml"
+    limits = {"queue_time_s": 0.001, "queue_least_pictures": 5, "timeout_s": 250, "trusted_proxies": []}
+    address = changed_config(LOCAL_CONFIG, config, Ingress={"user_config": limits})
+    with running([*ANIMEGAN, "run", str(config), "--dashboard"], address, folder / "log") as service:
+        yield service
 
 
-def test_ray_shows_its_dashboard_where_it_is_asked_for(tmp_path: Path) -> None:
-    config = tmp_path / "config.yaml"
-    address = changed_config(LOCAL_CONFIG, config)
-    with running([*ANIMEGAN, "run", str(config), "--dashboard"], address, tmp_path / "log") as service:
-        wait_for(lambda: dashboards(psutil.Process(service.process.pid)), 30)
-        dashboard = re.search(r"Ray's dashboard: (http://\S+)", service.console())
-        assert dashboard
-        assert requests.get(dashboard[1], timeout=10).ok
+def test_ray_shows_its_dashboard_where_it_is_asked_for(narrow: Service) -> None:
+    wait_for(lambda: dashboards(psutil.Process(narrow.process.pid)), 30)
+    dashboard = re.search(r"Ray's dashboard: (http://\S+)", narrow.console())
+    assert dashboard
+    assert requests.get(dashboard[1], timeout=10).ok
+
+
+def test_invented_address_of_a_client_is_not_believed(narrow: Service) -> None:
+    """A client may fill four fifths of the queue, whatever it writes into X-Forwarded-For."""
+    photo = photo_bytes(400, 400, "JPEG")
+
+    def paint(number: int) -> requests.Response:
+        headers = {"X-Forwarded-For": f"203.0.113.{number}"}
+        return requests.post(f"{narrow.address}/v1/stylize", data=photo, headers=headers, timeout=120)
+
+    with ThreadPoolExecutor(5) as pool:
+        statuses = Counter(answer.status_code for answer in pool.map(paint, range(5)))
+    assert statuses == {200: 4, 429: 1}
 
 
 @pytest.mark.parametrize("name", ["raylet", "gcs_server"])
@@ -76,22 +78,6 @@ def test_death_of_ray_ends_the_service_with_a_sentence(tmp_path: Path, name: str
         assert re.search(rf"animegan: Ray's .*{name}.* has died, and the service with it", service.console())
         wait_for(lambda: not any(lives_in_session(other, serving.pid) for other in psutil.process_iter()), 10)
         assert not private.exists()
-
-
-def test_invented_address_of_a_client_is_not_believed(tmp_path: Path) -> None:
-    """A client may fill four fifths of the queue, whatever it writes into X-Forwarded-For."""
-    config = tmp_path / "config.yaml"
-    limits = {"queue_time_s": 0.001, "queue_least_pictures": 5, "timeout_s": 250, "trusted_proxies": []}
-    address = changed_config(LOCAL_CONFIG, config, Ingress={"user_config": limits})
-    photo = photo_bytes(600, 600, "JPEG")
-
-    def paint(number: int) -> requests.Response:
-        headers = {"X-Forwarded-For": f"203.0.113.{number}"}
-        return requests.post(f"{address}/v1/stylize", data=photo, headers=headers, timeout=120)
-
-    with running([*ANIMEGAN, "run", str(config)], address, tmp_path / "log"), ThreadPoolExecutor(5) as pool:
-        statuses = Counter(answer.status_code for answer in pool.map(paint, range(5)))
-    assert statuses == {200: 4, 429: 1}
 
 
 def test_service_with_a_key_file_asks_for_a_key(tmp_path: Path) -> None:
@@ -174,12 +160,6 @@ def test_missing_style_is_refused_before_anything_starts(tmp_path: Path) -> None
     assert outcome.returncode == 1
     assert "There is no style 'missing' here; installed are: toon." in outcome.stderr
     assert "starting" not in outcome.stdout
-
-
-def test_cuda_that_is_not_there_is_refused_with_a_reason(tmp_path: Path) -> None:
-    outcome = run_to_its_end(broken_copy(tmp_path, device="cuda"))
-    assert outcome.returncode == 1
-    assert "device is cuda, but torch sees no CUDA device on this machine. Set device: cpu" in outcome.stderr
 
 
 def test_a_misspelt_key_is_refused_before_anything_starts(tmp_path: Path) -> None:

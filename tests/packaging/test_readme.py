@@ -7,9 +7,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+import psutil
 import pytest
 from pictures import opened, photo_bytes
-from service import port_answers, running, wait_for
+from service import command_line, port_answers, running, wait_for
 from shared import ROOT
 
 from serve_app.settings import (
@@ -35,20 +36,27 @@ def code_blocks(text: str, language: str) -> list[str]:
 COMMANDS = code_blocks(README, "sh")
 
 
-def test_newcomer_paints_a_photo(tmp_path: Path) -> None:
+def test_newcomer_paints_a_photo_and_everything_ends_with_the_service(tmp_path: Path) -> None:
     if port_answers(8000):
         pytest.skip("port 8000, which the README names, is taken on this machine")
     run, curl = COMMANDS[:2]
     assert (run, curl.split()[0]) == ("scripts/run", "curl")
     (tmp_path / "photo.jpg").write_bytes(photo_bytes(60, 80, "JPEG"))
     environment = {"ANIMEGAN_DATA_DIR": str(tmp_path / "data")}
-    with running([run], ADDRESS, tmp_path / "log", env=environment) as service:
+    # In the background of a shell, which makes its jobs ignore SIGINT.
+    command = ["sh", "-c", f"trap '' INT; exec {run}"]
+    with running(command, ADDRESS, tmp_path / "log", env=environment) as service:
         assert curl in service.console()
+        started = psutil.Process(service.process.pid).children(recursive=True)
+        assert any("raylet" in command_line(process) for process in started)
+        assert not any("ray-dashboard" in command_line(process) for process in started)
         subprocess.run(curl, shell=True, check=True, cwd=tmp_path)
         assert opened((tmp_path / "painted.jpg").read_bytes()).size == (80, 60)
         come_back_for_the_painting(tmp_path)
-        service.process.send_signal(signal.SIGINT)
+        service.process.send_signal(signal.SIGTERM)
         assert service.process.wait(120) == 0
+        assert service.console().endswith("\nstopped\n")
+        wait_for(lambda: not any(process.is_running() for process in started), 30)
 
 
 def come_back_for_the_painting(folder: Path) -> None:

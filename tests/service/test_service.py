@@ -239,11 +239,11 @@ def test_client_that_goes_away_frees_its_place_and_its_work(service: Service) ->
     host, port = service.address.removeprefix("http://").split(":")
     stylizer = service.replica("Stylizer")
     before_s = stylizer.cpu_times().user
-    assert stylize(service, photo_bytes(1024, 1024)).status_code == 200
+    assert stylize(service, photo_bytes(640, 640)).status_code == 200
     one_s = stylizer.cpu_times().user - before_s
     connections = []
     for seed in range(16):
-        photo = photo_bytes(1024, 1024, seed=seed)
+        photo = photo_bytes(640, 640, seed=seed)
         head = "POST /v1/stylize HTTP/1.1\r\nHost: localhost\r\nX-Forwarded-For: 198.51.100.3\r\n"
         head += f"Content-Length: {len(photo)}"
         connections.append(socket.create_connection((host, int(port))))
