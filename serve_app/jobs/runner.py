@@ -27,6 +27,7 @@ from serve_app.errors import (
 )
 from serve_app.frames import EncodedImage, StylizeRequest
 from serve_app.jobs.outage import Outage
+from serve_app.jobs.silences import Silences
 from serve_app.jobs.store import JobStore
 from serve_app.jobs.words import Lease
 from serve_app.settings import JobRunnerSettings
@@ -233,6 +234,59 @@ class PatientStore:
             work.is_aside = False
 
 
+class Sweeper:
+    """Looks for lost leases and for what has expired. Every runner does, at times of its own.
+
+    Args:
+        store: of the jobs.
+        own: returns the tokens of the leases that this process holds.
+        lease_s: of the store's leases.
+        clock: seconds, monotonic.
+        jitter: a random number from 0 to 1, so that runners do not sweep in step.
+    """
+
+    def __init__(
+        self,
+        store: PatientStore,
+        own: Callable[[], set[str]],
+        lease_s: float,
+        clock: Callable[[], float],
+        jitter: Callable[[], float],
+    ) -> None:
+        self._store = store
+        self._own = own
+        self._look_s = lease_s / REAPS
+        self._clock = clock
+        self._jitter = jitter
+        self._silences = Silences(clock)
+
+    async def run(self, sweep_s: Callable[[], float]) -> None:
+        """Looks again and again.
+
+        Args:
+            sweep_s: returns the seconds between two looks for what has expired.
+        """
+        swept_at, looked_at = -float("inf"), self._clock()
+        while True:
+            await asyncio.sleep(self._look_s * (0.5 + self._jitter()))
+            await self._reap()
+            if self._clock() - swept_at >= sweep_s():
+                swept_at = self._clock()
+                strays = swept_at - looked_at >= STRAYS_S
+                looked_at = swept_at if strays else looked_at
+                with suppress(RequestError):  # the store has logged it
+                    await self._store.in_thread(partial(self._store.store.sweep, strays, reaps=False))
+
+    async def _reap(self) -> None:
+        queue = self._store.store.queue
+        try:
+            lost = self._silences.look(await self._store.in_lease_thread(queue.leases), self._own())
+            if lost:
+                await self._store.in_lease_thread(queue.reap, lost)
+        except RequestError:
+            self._silences.forget()
+
+
 class Runner:
     """Works on jobs until it is stopped. For one event loop.
 
@@ -265,11 +319,11 @@ class Runner:
         self.most_pictures = settings.most_pictures
         self._store = PatientStore(store, clock, self.nudge)
         self._queue = store.queue
+        self._sweeper = Sweeper(self._store, self._tokens, lease_s, clock, jitter)
         self._painter = painter
         self._lease_s = lease_s
         self._observer = observer
         self._clock = clock
-        self._jitter = jitter
         self._works: set[Work] = set()
         self._changed = asyncio.Event()  # a job may have come, or one has ended, or become smaller
         self._has_begun = asyncio.Event()
@@ -292,7 +346,8 @@ class Runner:
     def start(self) -> None:
         """Begins to work."""
         self._loops = [
-            asyncio.create_task(loop) for loop in (self._claim_all(), self._keep_leases(), self._sweep_all())
+            asyncio.create_task(loop)
+            for loop in (self._claim_all(), self._keep_leases(), self._sweeper.run(lambda: self.settings.sweep_s))
         ]
 
     def fault(self) -> BaseException | None:
@@ -465,21 +520,8 @@ class Runner:
             except RequestError:
                 continue  # the store has logged it; whether a lease was lost shows when it is back
 
-    async def _sweep_all(self) -> None:
-        """Looks for lost leases and for what has expired. Every runner does, at times of its own."""
-        swept_at, looked_at = -float("inf"), self._clock()
-        while True:
-            await asyncio.sleep(self._lease_s / REAPS * (0.5 + self._jitter()))
-            try:
-                if self._clock() - swept_at >= self.settings.sweep_s:
-                    swept_at = self._clock()
-                    looks = swept_at - looked_at >= STRAYS_S
-                    looked_at = swept_at if looks else looked_at
-                    await self._store.in_thread(self._store.store.sweep, looks)
-                else:
-                    await self._store.in_lease_thread(self._queue.reap)
-            except RequestError:
-                continue
+    def _tokens(self) -> set[str]:
+        return {work.lease.token for work in self._works}
 
     def _pause(self, seconds: float) -> None:
         self._paused_until = max(self._paused_until, self._clock() + seconds)

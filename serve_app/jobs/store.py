@@ -19,7 +19,7 @@ from serve_app.jobs.rows import request_members, to_job
 from serve_app.jobs.schema import SchemaState, migrate, schema_state
 from serve_app.jobs.storage import Storage
 from serve_app.jobs.table import QUEUED, blobs, jobs, now_ms, store
-from serve_app.jobs.words import Census, Job, Lease, NewJob, SchemaBehind, Status, Submission, Swept
+from serve_app.jobs.words import Census, Job, Lease, NewJob, Reaped, SchemaBehind, Status, Submission, Swept
 from serve_app.settings import JobsSettings
 
 logger = logging.getLogger(__name__)
@@ -212,14 +212,15 @@ class JobStore:
         """Closes the connections to the database."""
         self._database.close()
 
-    def sweep(self, strays: bool = True) -> Swept:
+    def sweep(self, strays: bool = True, reaps: bool = True) -> Swept:
         """Does everything that is due: reaps, expires, forgets, and deletes files. Any process may do it, at any time.
 
         Args:
             strays: whether also to list the blob store, and delete what no row names. Only a database that was restored
                 from a copy leaves such blobs.
+            reaps: whether also to reap by the times of the leases alone. Who can look again and again knows better.
         """
-        reaped = self.queue.reap()
+        reaped = self.queue.reap() if reaps else Reaped()
         with self._database.write() as connection:
             expiry.clamp(connection, self._settings)
             ledger.clamp(connection)

@@ -51,6 +51,10 @@ class Bench:
         assert self.store.finish(self.claim(), painting(painted))
         return self.store.get(job.id)
 
+    def unfinished(self) -> int:
+        """Number of jobs that wait or run."""
+        return count_of(self, "queued") + count_of(self, "running")
+
     def pass_time(self, seconds: float) -> None:
         """Moves every time of the tables into the past; negative seconds are a clock that was set back."""
         with self.database.write() as connection:
