@@ -506,7 +506,7 @@ class Runner:
             if not self._works:
                 self._has_begun.clear()
                 await self._has_begun.wait()
-            await asyncio.sleep(LOOK_S)
+            await asyncio.sleep(min(LOOK_S, self._lease_s / RENEWALS))
             works = list(self._works)
             try:
                 valid = await self._store.in_lease_thread(self._queue.valid, [work.lease for work in works])
