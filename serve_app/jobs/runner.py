@@ -376,7 +376,9 @@ class Runner:
             work.cancel()
         tasks = [work.task for work in works if work.task is not None]
         if tasks:
-            await asyncio.wait(tasks, timeout=ENDING_S)
+            _, insisting = await asyncio.wait(tasks, timeout=ENDING_S)
+            for task in insisting:
+                task.cancel()
         for work in works:
             await self._hand_back(work)
         self._store.close()
@@ -495,7 +497,7 @@ class Runner:
 
     async def _hand_back(self, work: Work) -> None:
         try:
-            if await self._store.in_thread(self._queue.release, work.lease):
+            if await self._store.in_lease_thread(self._queue.release, work.lease):
                 self._tell("released")
         except RequestError:
             logger.warning("a job could not be handed back, and waits until its lease has run out")

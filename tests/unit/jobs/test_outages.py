@@ -224,6 +224,27 @@ def test_cancelled_job_whose_painting_cannot_be_stored_gives_its_place_back(
     assert status_of(bench, job) is Status.CANCELLED
 
 
+def test_runner_that_stops_in_an_outage_hands_back_what_it_could_not_store(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    job = bench.submit()
+    monkeypatch.setattr(module, "ENDING_S", 0.2)
+
+    def refuse(*_: Any) -> None:
+        raise StoreUnavailable("not now")
+
+    monkeypatch.setattr(LocalBlobs, "put", refuse)
+
+    async def scene() -> None:
+        async with running(bench, Painter()) as runner:
+            await until(lambda: runner._store.outage.error is not None)
+        await asyncio.sleep(0.1)  # nothing goes on
+
+    in_loop(scene())
+    assert (status_of(bench, job), bench.store.get(job.id).attempt) == (Status.QUEUED, 0)
+    assert "given up" not in caplog.text
+
+
 @pytest.mark.parametrize("min_free_bytes", [0, MIB])
 def test_full_disk_stops_the_claims_and_what_was_painted_is_kept_until_there_is_room(
     small_disk: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, min_free_bytes: int
