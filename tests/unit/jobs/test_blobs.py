@@ -208,5 +208,5 @@ def test_bucket_that_does_not_exist_and_folder_that_cannot_be_made_are_told_at_s
     (tmp_path / "file").write_text("")
     with pytest.raises(SettingsError, match=r"jobs\.blobs_url"):
         open_blobs(make_settings(tmp_path, blobs_url=str(tmp_path / "file" / "blobs")), "owner")
-    with pytest.raises((SettingsError, StoreUnavailable, Gone)):
+    with pytest.raises((SettingsError, StoreUnavailable)):
         open_blobs(make_settings(tmp_path, blobs_url="s3://no-such-bucket/here"), "owner")
