@@ -70,7 +70,7 @@ def measure(options: argparse.Namespace, rows: int) -> Row:
 def fill(database: Database, rows: int) -> None:
     """Inserts rows of which half wait and half are finished."""
     now = int(1000 * time.time())
-    template = {"part": 0, "attempt": 0, "created_at": now, "request": request_members(REQUEST)}
+    template = {"part": 0, "attempt": 0, "pixels": 1, "created_at": now, "request": request_members(REQUEST)}
     with database.write() as connection:
         for start in range(0, rows, 1000):
             batch = []

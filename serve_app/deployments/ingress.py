@@ -43,6 +43,8 @@ class Ingress:
             a deployment is given.
     """
 
+    jobs: JobDesk | None = None
+
     def __init__(
         self, settings: Settings, codec: DeploymentHandle[Any], job_runner: DeploymentHandle[Any] | None = None
     ) -> None:
@@ -62,7 +64,6 @@ class Ingress:
         ]
         self.release = IdleRelease()
         self._ready = (False, 0.0)  # the answer, and when it was asked for
-        self.jobs: JobDesk | None = None
         if settings.jobs.enabled:
             self.jobs = JobDesk(settings.jobs, lambda: self.admission.pixels_per_second)
             self.jobs.open_soon()
@@ -72,6 +73,11 @@ class Ingress:
         app = create_app(self)
         app.add_middleware(DisconnectOnCancel)  # not around it: Serve looks at the app's routes, for logs and metrics
         return app
+
+    async def __del__(self) -> None:
+        """Closes the connections to the database of jobs; Serve awaits it when the replica stops."""
+        if self.jobs is not None:
+            await asyncio.to_thread(self.jobs.close)
 
     async def reconfigure(self, user_config: dict[str, Any]) -> None:
         """Takes new settings; Serve calls it at the start and when the config changes."""

@@ -41,14 +41,16 @@ Kind = Literal["photos", "paintings"]
 class BlobStore(Protocol):
     """Where blobs lie. Thread-safe.
 
-    `put` and `get` raise StoreUnavailable if the place does not answer, and StoreFull if its disk is full.
+    `put` and `get` raise StoreUnavailable if the place does not answer, and StoreFull if its disk is full. A place that
+    was claimed and has lost its owner, for example because a disk is not mounted, does not answer either: nothing in it
+    is said to be gone, nothing is written to it, and nothing is taken for deleted.
     """
 
     def put(self, name: str, data: bytes) -> None:
         """Writes a blob; when it returns, the blob is on the disk, and until then there is nothing of this name."""
 
     def get(self, name: str) -> bytes:
-        """Reads a blob; raises Gone if it is not there or not what was written."""
+        """Reads a blob; raises Gone if it is not there, or not what was written."""
 
     def delete(self, name: str) -> None:
         """Deletes a blob and what a broken-off `put` left of it; harmless if there is nothing."""
@@ -56,8 +58,16 @@ class BlobStore(Protocol):
     def names(self) -> Iterator[str]:
         """Names of all blobs, broken-off ones included; other files are passed over."""
 
-    def claim(self, owner: str) -> str:
-        """Writes the owner of the place if it has none, and returns who it is."""
+    def claim(self, owner: str, is_new: bool = True) -> str:
+        """Writes the owner of the place if it has none, and returns who it is.
+
+        Args:
+            owner: who wants it.
+            is_new: whether it may have none. Otherwise that means that it is not there: StoreUnavailable.
+        """
+
+    def check(self) -> None:
+        """Raises StoreUnavailable if the place does not answer, or has lost its owner."""
 
     def free_bytes(self) -> int | None:
         """Bytes that are free on its disk, or None where that means nothing."""
@@ -87,8 +97,6 @@ def clear_errors(extra: tuple[type[Exception], ...] = ()) -> Iterator[None]:
     failures: tuple[type[Exception], ...] = (OSError, *extra)
     try:
         yield
-    except FileNotFoundError:
-        raise Gone("The stored picture is not there any more.") from None
     except failures as error:
         logger.error("the blob store failed: %s: %s", type(error).__name__, error)
         if getattr(error, "errno", None) in FULL:
@@ -103,12 +111,14 @@ class LocalBlobs:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
+        self._is_claimed = False
         make_private_folder(folder)
 
     def put(self, name: str, data: bytes) -> None:
         """Writes a temporary file, syncs it, and renames it."""
         path = self.folder / name
         with clear_errors():
+            self._check_is_there()
             for folder in make_private_folder(path.parent):
                 sync_folder(folder.parent)
             temporary = temporary_of(path)
@@ -123,13 +133,18 @@ class LocalBlobs:
     def get(self, name: str) -> bytes:
         """Reads and checks a file."""
         with clear_errors():
-            data = (self.folder / name).read_bytes()
+            try:
+                data = (self.folder / name).read_bytes()
+            except FileNotFoundError:
+                self._check_is_there()
+                raise not_there() from None
         return checked(name, data)
 
     def delete(self, name: str) -> None:
         """Removes the file and its temporary one."""
         path = self.folder / name
         with clear_errors():
+            self._check_is_there()
             path.unlink(missing_ok=True)
             temporary_of(path).unlink(missing_ok=True)
 
@@ -141,23 +156,49 @@ class LocalBlobs:
                 if NAME.fullmatch(name):
                     yield name
 
-    def claim(self, owner: str) -> str:
+    def claim(self, owner: str, is_new: bool = True) -> str:
         """Links a file into place, so that of two processes one is first."""
         with clear_errors():
             path = self.folder / OWNER_FILE
             if not path.exists():
+                if not is_new:
+                    raise without_owner(str(self.folder))
                 temporary = self.folder / f"{OWNER_FILE}-{secrets.token_hex(8)}"
                 write_synced(temporary, owner.encode())
                 with contextlib.suppress(FileExistsError):
                     path.hardlink_to(temporary)
                 temporary.unlink()
                 sync_folder(self.folder)
-            return path.read_text()
+            found = path.read_text()
+        self._is_claimed = True
+        return found
+
+    def check(self) -> None:
+        """Looks for the owner's file."""
+        with clear_errors():
+            self._check_is_there()
 
     def free_bytes(self) -> int | None:
         """Asks the file system."""
         with clear_errors():
+            self._check_is_there()
             return shutil.disk_usage(self.folder).free
+
+    def _check_is_there(self) -> None:
+        if self._is_claimed and not (self.folder / OWNER_FILE).exists():
+            raise without_owner(str(self.folder))
+
+
+def not_there() -> Gone:
+    """Returns that a picture is missing."""
+    return Gone("The stored picture is not there any more.")
+
+
+def without_owner(place: str) -> OSError:
+    """Returns that a place is not the one that was claimed."""
+    return OSError(
+        errno.ENODEV, f"there is no `{OWNER_FILE}` in {place}, so the pictures are elsewhere: is it mounted?"
+    )
 
 
 def temporary_of(path: Path) -> Path:
@@ -194,6 +235,7 @@ class RemoteBlobs:
         with clear_errors(self._errors):
             options: dict[str, Any] = S3_OPTIONS if url.startswith("s3:") else {}
             self._files, self._folder = fsspec.core.url_to_fs(url, **options)
+        self._is_claimed = False
 
     def put(self, name: str, data: bytes) -> None:
         """Writes an object."""
@@ -203,7 +245,11 @@ class RemoteBlobs:
     def get(self, name: str) -> bytes:
         """Reads and checks an object."""
         with clear_errors(self._errors):
-            data: bytes = self._files.cat_file(self._path(name))
+            try:
+                data: bytes = self._files.cat_file(self._path(name))
+            except FileNotFoundError:
+                self._check_is_there()
+                raise not_there() from None
         return checked(name, data)
 
     def delete(self, name: str) -> None:
@@ -212,7 +258,7 @@ class RemoteBlobs:
             try:
                 self._files.rm_file(self._path(name))
             except FileNotFoundError:
-                return
+                self._check_is_there()
 
     def names(self) -> Iterator[str]:
         """Lists all objects."""
@@ -223,17 +269,29 @@ class RemoteBlobs:
                     if NAME.fullmatch(name):
                         yield name
 
-    def claim(self, owner: str) -> str:
+    def claim(self, owner: str, is_new: bool = True) -> str:
         """Writes an object if there is none."""
         with clear_errors(self._errors):
             if not self._files.exists(self._path(OWNER_FILE)):
+                if not is_new:
+                    raise without_owner(self._folder)
                 self._files.pipe_file(self._path(OWNER_FILE), owner.encode())
             found: bytes = self._files.cat_file(self._path(OWNER_FILE))
-            return found.decode()
+        self._is_claimed = True
+        return found.decode()
+
+    def check(self) -> None:
+        """Looks for the owner's object."""
+        with clear_errors(self._errors):
+            self._check_is_there()
 
     def free_bytes(self) -> int | None:
         """None: object stores have no disk that could be full."""
         return None
+
+    def _check_is_there(self) -> None:
+        if self._is_claimed and not self._files.exists(self._path(OWNER_FILE)):
+            raise without_owner(self._folder)
 
     def _path(self, name: str) -> str:
         return f"{self._folder.rstrip('/')}/{name}"
@@ -255,12 +313,13 @@ def driver_errors(url: str) -> tuple[type[Exception], ...]:
     return (botocore.exceptions.BotoCoreError, botocore.exceptions.ClientError)
 
 
-def open_blobs(settings: JobsSettings, owner: str) -> BlobStore:
+def open_blobs(settings: JobsSettings, owner: str, is_new: bool = True) -> BlobStore:
     """Opens the blob store of the settings for one database.
 
     Args:
         settings: of jobs.
         owner: id of the database. Its sweeps delete every blob that it does not know, so no other may use the place.
+        is_new: whether the database names no pictures yet, so that the place may be empty.
 
     Raises:
         SettingsError: if the place belongs to another database, or cannot be used.
@@ -274,7 +333,7 @@ def open_blobs(settings: JobsSettings, owner: str) -> BlobStore:
         )
     except (OSError, ValueError, ImportError) as error:
         raise SettingsError(f"jobs.blobs_url: cannot be used ({type(error).__name__})") from None
-    found = store.claim(owner)
+    found = store.claim(owner, is_new)
     if found != owner:
         raise SettingsError(
             "jobs.blobs_url: the pictures there belong to another database. Name another place, or, if that database is"

@@ -32,7 +32,7 @@ REFUSE_S = 2.0  # and for this time nobody else waits for it
 MAX_WAITING = 16  # requests that wait for the end of a job; each holds a place of the service
 
 Result = TypeVar("Result")
-State = Literal["ready", "unavailable", "schema-behind"]
+State = Literal["ready", "full", "unavailable", "schema-behind"]
 
 
 class JobDesk:
@@ -177,8 +177,7 @@ class JobDesk:
             self._state_asked_at = now
             try:
                 async with asyncio.timeout(STATE_S):
-                    schema = await self._call(lambda store: store.schema_state())
-                self._state = "schema-behind" if schema == "behind" else "ready"
+                    self._state = await self._call(state_of)
             except SchemaBehind:
                 self._state = "schema-behind"
             except (StoreUnavailable, TimeoutError):
@@ -230,6 +229,13 @@ class JobDesk:
             self._failure = error if isinstance(error, SchemaBehind) else unavailable()
             logger.error("the store of jobs cannot be opened: %s: %s", type(error).__name__, error)
             raise type(self._failure)(*self._failure.args) from None
+
+
+def state_of(store: "JobStore") -> State:
+    """Returns the state of a store that could be opened."""
+    if store.schema_state() == "behind":
+        return "schema-behind"
+    return "full" if store.is_disk_full() else "ready"
 
 
 def unavailable() -> StoreUnavailable:

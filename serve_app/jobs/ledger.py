@@ -55,10 +55,10 @@ def reserve(connection: Connection, client: str, sizes: Mapping[str, int], most:
         NoRoom: if a limit would be passed.
     """
     wanted = sum(sizes.values())
-    connection.execute(
-        text("INSERT INTO usage (client, bytes) VALUES (:client, 0) ON CONFLICT DO NOTHING"), {"client": client}
-    )
     for name, limit in ((EVERYBODY, most), (client, share)):
+        if name == client:  # whose row may be removed by whoever holds the lock on the sum
+            new = text("INSERT INTO usage (client, bytes) VALUES (:client, 0) ON CONFLICT DO NOTHING")
+            connection.execute(new, {"client": client})
         added = update(usage).where(usage.c.client == name, usage.c.bytes + wanted <= limit)
         if connection.execute(added.values(bytes=usage.c.bytes + wanted)).rowcount == 0:
             used = connection.execute(select(usage.c.bytes).where(usage.c.client == name)).scalar_one()

@@ -19,10 +19,12 @@ from sqlalchemy import (
     Update,
     and_,
     case,
+    false,
     func,
     insert,
     literal,
     null,
+    or_,
     select,
     text,
     update,
@@ -34,7 +36,7 @@ from serve_app.jobs import ledger
 from serve_app.jobs.database import Database
 from serve_app.jobs.rows import receipt_members, request_members, to_job
 from serve_app.jobs.table import IS_UNFINISHED, QUEUED, RUNNING, jobs, now_ms, status
-from serve_app.jobs.words import Job, Lease, Reaped, Status, Submission
+from serve_app.jobs.words import Job, Lease, Reaped, SeenLease, Status, Submission
 from serve_app.settings import JobsSettings
 
 SUBMISSION_LOCK = 0x616E6971
@@ -215,23 +217,33 @@ class JobQueue:
         values = {"status": status(Status.QUEUED), "attempt": 0, "turn": head_turn(), **dict.fromkeys(blank, null())}
         return self._change(again.values(values))
 
-    def reap(self) -> Reaped:
-        """Lets jobs wait again whose lease ran out, or fails them after their last attempt. Any process may do it.
+    def leases(self) -> list[SeenLease]:
+        """Returns all leases, of every worker."""
+        columns = (jobs.c.number, jobs.c.lease_token, jobs.c.lease_until, jobs.c.lease_ms)
+        with self._database.read() as connection:
+            rows = connection.execute(select(*columns).where(RUNNING)).all()
+        return [SeenLease(row.number, row.lease_token, row.lease_until, row.lease_ms / 1000) for row in rows]
 
-        If the database's clock was set back, leases end in a distant future. They are shortened to one lease from now,
-        so that workers that live can renew them, and jobs of dead ones are found.
+    def reap(self, lost: Sequence[SeenLease] | None = None) -> Reaped:
+        """Lets jobs wait again whose workers are lost, or fails them after their last attempt. Any process may do it.
+
+        Args:
+            lost: leases that were not renewed for long, as `Silences` finds them; those that were renewed since are
+                left alone. None means all that have run out. If the database's clock was set back, some end in a
+                distant future; then they are shortened to one lease from now.
         """
         most = self._settings.max_attempts
         error = Lost(f"It was started {most} times, and each time the process that worked on it was lost.")
-        distant = update(jobs).where(RUNNING, jobs.c.lease_until > now_ms() + 2 * jobs.c.lease_ms)
+        ran_out = jobs.c.lease_until <= now_ms() if lost is None else or_(false(), *map(is_still, lost))
         # Rows that another process is changing at this moment are left for the next look, and never waited for.
-        found = select(jobs.c.number).where(RUNNING, jobs.c.lease_until <= now_ms()).with_for_update(skip_locked=True)
+        found = select(jobs.c.number).where(RUNNING, ran_out).with_for_update(skip_locked=True)
         with self._database.write() as connection:
-            connection.execute(distant.values(lease_until=now_ms() + jobs.c.lease_ms))
+            if lost is None:
+                distant = update(jobs).where(RUNNING, jobs.c.lease_until > now_ms() + 2 * jobs.c.lease_ms)
+                connection.execute(distant.values(lease_until=now_ms() + jobs.c.lease_ms))
             numbers = connection.execute(found).scalars().all()
-            ran_out = update(jobs).where(jobs.c.number.in_(numbers), RUNNING, jobs.c.lease_until <= now_ms())
-            again = ran_out.values(self._again(error)).returning(jobs.c.id, jobs.c.status)
-            rows = connection.execute(again).all() if numbers else []
+            again = update(jobs).where(jobs.c.number.in_(numbers), RUNNING, ran_out).values(self._again(error))
+            rows = connection.execute(again.returning(jobs.c.id, jobs.c.status)).all() if numbers else []
         ids = {ended: tuple(row.id for row in rows if row.status == ended) for ended in (Status.QUEUED, Status.FAILED)}
         return Reaped(ids[Status.QUEUED], ids[Status.FAILED])
 
@@ -246,11 +258,6 @@ class JobQueue:
         """Returns the number of jobs that wait."""
         with self._database.read() as connection:
             return connection.execute(select(func.count()).select_from(jobs).where(QUEUED)).scalar_one()
-
-    def unfinished(self) -> int:
-        """Returns the number of jobs that wait or run."""
-        with self._database.read() as connection:
-            return connection.execute(select(func.count()).select_from(jobs).where(IS_UNFINISHED)).scalar_one()
 
     def _has_waiting(self) -> bool:
         with self._database.read() as connection:
@@ -309,6 +316,11 @@ NO_LEASE: dict[str, Any] = {"lease_token": None, "lease_until": None}
 def held(lease: Lease) -> Update:
     """An update of the job of a lease, as long as the lease has not passed on."""
     return update(jobs).where(jobs.c.number == lease.job.number, jobs.c.lease_token == lease.token, RUNNING)
+
+
+def is_still(lease: SeenLease) -> ColumnElement[bool]:
+    """Whether a row holds a lease that was not renewed since it was seen."""
+    return and_(jobs.c.number == lease.number, jobs.c.lease_token == lease.token, jobs.c.lease_until == lease.until)
 
 
 def head_turn() -> ColumnElement[int]:

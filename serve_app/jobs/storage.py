@@ -1,13 +1,14 @@
 """Pictures on their way into the blob store and out of it, within the bounds of bytes."""
 
 import logging
+import secrets
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 
 from serve_app.errors import RequestError, StoreFull
 from serve_app.jobs import expiry, ledger
-from serve_app.jobs.blobs import BlobStore, Kind
+from serve_app.jobs.blobs import BlobStore, Kind, blob_name
 from serve_app.jobs.database import Database
 from serve_app.settings import JobsSettings
 
@@ -16,6 +17,7 @@ logger = logging.getLogger(__name__)
 DELETED_AT_A_TIME = 200
 PHOTOGRAPHS_PART = 0.9  # of the bounds: a store that is full of waiting photographs can still take paintings
 EVICTIONS = 50  # rounds for one reservation, while others take what was freed
+PROBER = "(probe)"  # who is charged for the pictures of a probe, while it lasts
 RETRY_AFTER_S = 60
 
 
@@ -27,11 +29,13 @@ class Bounds:
         most: of all pictures.
         share: of those of one client.
         min_free: of the disk, left free.
+        may_exceed_share: if none of the client's pictures can go, there is only the bound of all.
     """
 
     most: int
     share: int
     min_free: int
+    may_exceed_share: bool
 
 
 @dataclass
@@ -73,11 +77,38 @@ class Storage:
             self._reserve(client, {name: len(data) for name, data in pictures.items()}, self._bounds(kind))
         try:
             for name, data in pictures.items():
-                self._blobs.put(name, data)
+                self._put(name, data)
             yield pending
         finally:
             if pictures and not pending.is_kept:
                 self._abandon(pictures)
+
+    def probe(self, size: int) -> None:
+        """Stores pictures of each kind, reads them, and deletes them: what fails here fails for everybody.
+
+        Args:
+            size: bytes of the painting.
+
+        Raises:
+            StoreFull: if no painting of this size can be stored.
+            StoreUnavailable: if the database or the blob store cannot be reached, or takes no pictures.
+        """
+        contents: dict[Kind, bytes] = {"photos": secrets.token_bytes(16), "paintings": secrets.token_bytes(16)}
+        contents["paintings"] += bytes(max(0, size - 16))
+        pictures = {blob_name(kind, data): data for kind, data in contents.items()}
+        with self.stored(PROBER, pictures, "paintings"):
+            for name in pictures:
+                self._blobs.get(name)
+
+    def is_disk_full(self) -> bool:
+        """Looks whether less is free on the disk than photographs must leave.
+
+        Raises:
+            StoreUnavailable: if the blob store cannot be reached.
+        """
+        self._blobs.check()
+        free = self._blobs.free_bytes()
+        return free is not None and free < self._settings.min_free_bytes
 
     def get(self, name: str) -> bytes:
         """Returns a picture.
@@ -134,28 +165,59 @@ class Storage:
         part = PHOTOGRAPHS_PART if kind == "photos" else 1.0
         most = int(settings.max_stored_bytes * part)
         min_free = settings.min_free_bytes if kind == "photos" else settings.min_free_bytes // 2
-        return Bounds(most, int(most * settings.client_share), min_free)
+        return Bounds(most, int(most * settings.client_share), min_free, may_exceed_share=kind == "paintings")
 
     def _reserve(self, client: str, sizes: Mapping[str, int], bounds: Bounds) -> None:
-        wanted = sum(sizes.values())
+        wanted, share = sum(sizes.values()), bounds.share
+        largest = bounds.most if bounds.may_exceed_share else share
+        if wanted > largest:  # nothing that could go would help
+            raise StoreFull("The picture is larger than its share of the store of jobs.", largest, wanted, "bytes")
+        self._free_disk(wanted, bounds.min_free)
         for _ in range(EVICTIONS):
             try:
-                self._check_disk(wanted, bounds.min_free)
                 with self._database.write() as connection:
-                    ledger.reserve(connection, client, sizes, bounds.most, bounds.share)
+                    ledger.reserve(connection, client, sizes, bounds.most, share)
                 return
             except ledger.NoRoom as shortage:
                 owner, excess = shortage.client, shortage.excess_bytes
-            with self._database.write() as connection:
-                has_evicted = wanted <= bounds.share and expiry.evict(connection, owner, excess)
-            if not self.delete_unused() and not has_evicted:
+            if wanted <= share and self._evict(owner, excess):
+                continue
+            if owner is None or share == largest:
                 break
+            share = largest
         whose = "The store of jobs is" if owner is None else "Your share of the store of jobs is"
-        limit = bounds.most if owner is None else bounds.share
+        limit = bounds.most if owner is None else share
         detail = f"{whose} full of pictures that wait. Try again later, or remove jobs."
         raise StoreFull(detail, limit, limit + excess, "bytes", retry_after_s=RETRY_AFTER_S)
 
-    def _check_disk(self, wanted: int, min_free: int) -> None:
-        free = self._blobs.free_bytes()
-        if free is not None and free - wanted < min_free:
-            raise ledger.NoRoom(None, min_free + wanted - free)
+    def _free_disk(self, wanted: int, min_free: int) -> None:
+        """Lets finished pictures go until a disk has room.
+
+        Raises:
+            StoreFull: if it still has none.
+        """
+        for _ in range(EVICTIONS):
+            free = self._blobs.free_bytes()
+            if free is None or free - wanted >= min_free:
+                return
+            if not self._evict(None, min_free + wanted - free):
+                break
+        raise StoreFull("The disk of the stored pictures is full. Try again later.", retry_after_s=RETRY_AFTER_S)
+
+    def _put(self, name: str, data: bytes) -> None:
+        """Writes a picture; if a quota or the last byte of a disk is met, finished pictures go first."""
+        for _ in range(EVICTIONS):
+            try:
+                self._blobs.put(name, data)
+            except StoreFull:
+                if not self._evict(None, len(data)):
+                    raise
+            else:
+                return
+        raise StoreFull("The disk of the stored pictures is full. Try again later.", retry_after_s=RETRY_AFTER_S)
+
+    def _evict(self, client: str | None, excess: int) -> bool:
+        """Lets finished pictures go, and deletes them; returns whether there were any."""
+        with self._database.write() as connection:
+            has_evicted = expiry.evict(connection, client, excess)
+        return bool(self.delete_unused()) or has_evicted

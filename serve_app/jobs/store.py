@@ -18,8 +18,8 @@ from serve_app.jobs.queue import Entry, JobQueue
 from serve_app.jobs.rows import request_members, to_job
 from serve_app.jobs.schema import SchemaState, migrate, schema_state
 from serve_app.jobs.storage import Storage
-from serve_app.jobs.table import QUEUED, jobs, now_ms, store
-from serve_app.jobs.words import Census, Job, Lease, NewJob, SchemaBehind, Status, Submission, Swept
+from serve_app.jobs.table import QUEUED, blobs, jobs, now_ms, store
+from serve_app.jobs.words import Census, Job, Lease, NewJob, Reaped, SchemaBehind, Status, Submission, Swept
 from serve_app.settings import JobsSettings
 
 logger = logging.getLogger(__name__)
@@ -141,6 +141,14 @@ class JobStore:
             pending.is_kept = self.queue.finish(lease, name, painting.media_type, painting.receipt)
         return pending.is_kept
 
+    def probe(self, size: int) -> None:
+        """Finds out whether a painting of so many bytes could be stored, and read again, by storing and deleting one.
+
+        Raises:
+            StoreFull: if there is no room for it, and nothing that could go.
+        """
+        self._storage.probe(size)
+
     def remove(self, job_id: str) -> Job:
         """Cancels a job that waits or runs, and erases a finished one with its pictures. Returns the job as it is then.
 
@@ -196,18 +204,23 @@ class JobStore:
         """Compares the schema of the database with the code, for `/readyz`."""
         return schema_state(self._database)
 
+    def is_disk_full(self) -> bool:
+        """Looks for the pictures, and whether their disk has less room than photographs must leave."""
+        return self._storage.is_disk_full()
+
     def close(self) -> None:
         """Closes the connections to the database."""
         self._database.close()
 
-    def sweep(self, strays: bool = True) -> Swept:
+    def sweep(self, strays: bool = True, reaps: bool = True) -> Swept:
         """Does everything that is due: reaps, expires, forgets, and deletes files. Any process may do it, at any time.
 
         Args:
             strays: whether also to list the blob store, and delete what no row names. Only a database that was restored
                 from a copy leaves such blobs.
+            reaps: whether also to reap by the times of the leases alone. Who can look again and again knows better.
         """
-        reaped = self.queue.reap()
+        reaped = self.queue.reap() if reaps else Reaped()
         with self._database.write() as connection:
             expiry.clamp(connection, self._settings)
             ledger.clamp(connection)
@@ -236,7 +249,8 @@ def open_store(settings: JobsSettings) -> JobStore:
         migrate(database)
         with database.read() as connection:
             owner = connection.execute(select(store.c.id)).scalar_one()
-        return JobStore(database, open_blobs(settings, owner), settings)
+            is_new = connection.execute(select(blobs.c.name).where(blobs.c.refs > 0).limit(1)).first() is None
+        return JobStore(database, open_blobs(settings, owner, is_new), settings)
     except SQLAlchemyError as error:  # most likely the user of the database may not change its schema
         database.close()
         logger.error("the database of jobs cannot be brought up to date: %s", type(error).__name__)

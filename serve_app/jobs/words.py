@@ -139,6 +139,23 @@ class Lease:
 
 
 @dataclass(frozen=True)
+class SeenLease:
+    """A lease as any process sees it.
+
+    Attributes:
+        number: of the job.
+        token: of the lease.
+        until: when it ends, in milliseconds by the database's clock; another value after each renewal.
+        lease_s: for which it lasts.
+    """
+
+    number: int
+    token: str
+    until: int
+    lease_s: float
+
+
+@dataclass(frozen=True)
 class Reaped:
     """What a look at leases that ran out has done.
 

@@ -46,7 +46,7 @@ class Jobs(Protocol):
     async def wait(self, job_id: str, seconds: float) -> JobReport:
         """Returns a job when it is finished, and as it is after some seconds at the latest."""
 
-    async def state(self) -> Literal["ready", "unavailable", "schema-behind"]:
+    async def state(self) -> Literal["ready", "full", "unavailable", "schema-behind"]:
         """Returns whether jobs work."""
 
 

@@ -76,7 +76,7 @@ class Status(BaseModel):
 class Readiness(Status):
     """The answer of `/readyz`."""
 
-    jobs: Literal["off", "ready", "unavailable", "schema-behind"] = Field(description="Whether jobs work.")
+    jobs: Literal["off", "ready", "full", "unavailable", "schema-behind"] = Field(description="Whether jobs work.")
 
 
 class Problem(BaseModel):

@@ -100,7 +100,7 @@ def throughput(bench: Bench, runners: int) -> float:
         for number in range(JOBS)
     ]
     serve.run(application(bench.settings, runners), name="animegan", route_prefix=None)
-    wait_for(lambda: bench.store.queue.unfinished() == 0, 60 + 3 * JOBS * PAINT_S / HELD)
+    wait_for(lambda: bench.unfinished() == 0, 60 + 3 * JOBS * PAINT_S / HELD)
     homes = runner_nodes()
     serve.delete("animegan")
     found = list(bench.store.find(ids).values())

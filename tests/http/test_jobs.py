@@ -152,7 +152,7 @@ class TestSubmitting:
         assert_problem(answer, status, code)
         if code != "bad-option":
             assert answer.json() == shop.http.post(f"/v1/stylize{query}", content=photo).json()
-        assert shop.bench.store.queue.unfinished() == 0
+        assert shop.bench.unfinished() == 0
         assert not shop.bench.files() - {"owner"}
 
     def test_limits_of_bytes_and_pixels_hold(self, make_shop: MakeShop) -> None:
@@ -216,7 +216,7 @@ class TestIdempotency:
     def test_a_key_is_given_once_and_has_characters(self, shop: Shop, lines: list[str]) -> None:
         answer = shop.http.post("/v1/jobs", content=PHOTO, headers=[("Idempotency-Key", line) for line in lines])
         assert_problem(answer, 400, "bad-header")
-        assert shop.bench.store.queue.unfinished() == 0
+        assert shop.bench.unfinished() == 0
 
 
 class TestLooking:

@@ -1,6 +1,7 @@
 """Stores of jobs for the tests: how to fill them, let time pass, and check that their parts agree."""
 
 from collections import Counter
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +50,10 @@ class Bench:
         job = self.submit(client, photo)
         assert self.store.finish(self.claim(), painting(painted))
         return self.store.get(job.id)
+
+    def unfinished(self) -> int:
+        """Number of jobs that wait or run."""
+        return count_of(self, "queued") + count_of(self, "running")
 
     def pass_time(self, seconds: float) -> None:
         """Moves every time of the tables into the past; negative seconds are a clock that was set back."""
@@ -110,3 +115,10 @@ def painting(data: bytes = b"painting") -> EncodedImage:
 def count_of(bench: Bench, status: str) -> int:
     with bench.database.read() as connection:
         return connection.execute(select(func.count()).select_from(jobs).where(jobs.c.status == status)).scalar_one()
+
+
+def fill_disk(ballast: Path) -> None:
+    """Writes to a file until its disk is full to the last byte."""
+    with ballast.open("wb", buffering=0) as file, suppress(OSError):
+        while True:
+            file.write(bytes(4096))

@@ -8,6 +8,7 @@ from types import MethodType, SimpleNamespace
 from typing import Any, cast
 
 import pytest
+from jobstores import make_settings
 
 from serve_app.deployments import ingress as module
 from serve_app.deployments.graph import encoded_image
@@ -15,6 +16,8 @@ from serve_app.deployments.ingress import Ingress, admission_limits
 from serve_app.deployments.steps import Stylized
 from serve_app.errors import SettingsError, TooBusy, Unauthorized
 from serve_app.frames import Client, Size, StylizeRequest
+from serve_app.jobs.desk import JobDesk
+from serve_app.jobs.store import JobStore
 from serve_app.queueing.admission import AdmissionController
 from serve_app.settings import IngressSettings
 from serve_app.styles.catalogue import installed_styles, read_catalogue
@@ -140,3 +143,19 @@ def test_access_logs_and_metrics_of_serve_hold_templates_in_place_of_ids(path: s
     assert "0123456789abcdef" not in logged
     if method == "GET":
         assert logged == template
+
+
+def test_ingress_that_stops_closes_the_store_of_jobs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    closed: list[JobStore] = []
+    monkeypatch.setattr(JobStore, "close", lambda store: closed.append(store))
+    wrapped = cast("Any", Ingress).func_or_class
+    desk = JobDesk(make_settings(tmp_path))
+
+    async def scene() -> None:
+        assert await desk.state() == "ready"
+        await wrapped.__base__.__del__(SimpleNamespace(jobs=desk))
+        await wrapped.__base__.__del__(SimpleNamespace(jobs=None))
+
+    asyncio.run(scene())
+    assert len(closed) == 1
+    closed[0]._database.close()

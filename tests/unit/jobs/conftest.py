@@ -1,3 +1,4 @@
+import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -5,6 +6,8 @@ from typing import Any
 import pytest
 from jobstores import Bench, make_settings
 from postgres import PostgresServer, find_binaries
+
+from serve_app.jobs import outage, runner
 
 MakeBench = Callable[..., Bench]
 
@@ -46,3 +49,25 @@ def make_bench(tmp_path: Path, database_url: str | None) -> Iterator[MakeBench]:
 @pytest.fixture
 def bench(make_bench: MakeBench) -> Bench:
     return make_bench()
+
+
+@pytest.fixture
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Runners that look, and try again, without long pauses."""
+    monkeypatch.setattr(runner, "LOOK_S", 0.05)
+    monkeypatch.setattr(runner, "PAUSE_S", 0.3)
+    monkeypatch.setattr(runner, "BACKOFF_S", (0.02,))
+    monkeypatch.setattr(runner, "PROBE_S", 0.1)
+    monkeypatch.setattr(outage, "FRESH_S", 0.05)
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of 4 MiB."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    command = ["mount", "-t", "tmpfs", "-o", "size=4m,mode=0700", "none", str(folder)]
+    if subprocess.run(command, capture_output=True).returncode:
+        pytest.skip("no file system can be mounted here")
+    yield folder
+    subprocess.run(["umount", "--lazy", str(folder)], check=True)

@@ -3,15 +3,14 @@
 import ast
 import logging
 import sqlite3
-import subprocess
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 from alembic.autogenerate import compare_metadata
 from alembic.runtime.migration import MigrationContext
-from jobstores import Bench, make_settings, painting
+from jobstores import Bench, fill_disk, make_settings, painting
 from postgres import PostgresServer
 from shared import ROOT
 from sqlalchemy import text
@@ -228,18 +227,6 @@ def test_nothing_is_logged_of_a_password(
     assert PASSWORD not in caplog.text + caught.value.detail + repr(database.engine.url)
 
 
-@pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A file system of 4 MiB."""
-    folder = tmp_path / "disk"
-    folder.mkdir()
-    command = ["mount", "-t", "tmpfs", "-o", "size=4m,mode=0700", "none", str(folder)]
-    if subprocess.run(command, capture_output=True).returncode:
-        pytest.skip("no file system can be mounted here")
-    yield folder
-    subprocess.run(["umount", "--lazy", str(folder)], check=True)
-
-
 def test_full_disk_is_told_clearly_and_what_was_accepted_is_painted_when_there_is_room(small_disk: Path) -> None:
     bench = Bench(make_settings(small_disk, min_free_bytes=MIB))
     accepted: list[Job] = []
@@ -270,14 +257,7 @@ def test_disk_that_others_fill_to_the_last_byte_is_told_clearly_and_work_goes_on
     job = bench.submit()
     lease = bench.claim()
     ballast = small_disk / "ballast"
-
-    def fill() -> None:
-        with ballast.open("wb", buffering=0) as file:
-            while True:
-                file.write(bytes(65_536))
-
-    with pytest.raises(OSError, match="No space left"):
-        fill()
+    fill_disk(ballast)
     for call in (lambda: bench.submit(photo=b"another"), lambda: bench.store.finish(lease, painting())):
         with pytest.raises(StoreFull):
             call()

@@ -14,6 +14,7 @@ from sqlalchemy.exc import IntegrityError, ProgrammingError
 from serve_app.errors import StoreUnavailable
 from serve_app.jobs import desk as module
 from serve_app.jobs import watch
+from serve_app.jobs.blobs import LocalBlobs
 from serve_app.jobs.database import Database
 from serve_app.jobs.desk import JobDesk
 from serve_app.jobs.store import JobStore
@@ -92,6 +93,26 @@ def test_a_schema_that_is_behind_is_told(tmp_path: Path) -> None:
             connection.exec_driver_sql("DELETE FROM animegan_schema")
         bench.close()
         assert await desk.state() == "schema-behind"
+
+    asyncio.run(work())
+    desk.close()
+
+
+def test_a_disk_that_is_full_and_pictures_that_are_not_there_are_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "STATE_CACHED_S", 0)
+    desk = JobDesk(make_settings(tmp_path, min_free_bytes=1000))
+
+    async def work() -> None:
+        assert await desk.state() == "ready"
+        with monkeypatch.context() as patch:
+            patch.setattr(LocalBlobs, "free_bytes", lambda self: 999)
+            assert await desk.state() == "full"
+        (tmp_path / "blobs").rename(tmp_path / "elsewhere")
+        assert await desk.state() == "unavailable"
+        (tmp_path / "elsewhere").rename(tmp_path / "blobs")
+        assert await desk.state() == "ready"
 
     asyncio.run(work())
     desk.close()

@@ -119,6 +119,18 @@ def test_photograph_goes_before_the_painting_and_the_id_is_forgotten_last(bench:
     bench.check()
 
 
+@pytest.mark.parametrize("make", [succeeded, failed, cancelled])
+def test_finished_job_of_every_kind_expires(bench: Bench, make: Callable[[Bench], Job]) -> None:
+    job = make(bench)
+    bench.pass_time(DAY - 60)
+    assert bench.store.sweep().expired == 0
+    bench.pass_time(61)
+    assert bench.store.sweep().expired == 1
+    assert bench.store.find([job.id])[job.id].status is Status.EXPIRED
+    assert bench.files() == set()
+    bench.check()
+
+
 @pytest.mark.parametrize("make", [queued, running])
 def test_unfinished_job_never_expires(bench: Bench, make: Callable[[Bench], Job]) -> None:
     job = make(bench)

@@ -70,7 +70,7 @@ def test_every_job_that_was_accepted_ends_once_however_workers_die(make_bench: M
                 assert time.monotonic() < deadline, (tmp_path / "console").read_text()
                 workers.fill()
                 time.sleep(0.3)
-                unfinished = bench.store.queue.unfinished() > 0 or not_yet(bench, len(contents))
+                unfinished = bench.unfinished() > 0 or not_yet(bench, len(contents))
                 if kills < KILLS and random.random() < 0.7:
                     workers.kill_one()
                     kills += 1

@@ -3,11 +3,11 @@
 import asyncio
 import contextlib
 import threading
-from collections.abc import AsyncIterator, Callable, Coroutine
-from contextlib import asynccontextmanager
+from collections.abc import Callable
 from typing import Any
 
 import pytest
+from jobrunners import PATIENCE_S, Painter, has_ended, in_loop, running, status_of, until
 from jobstores import REQUEST, Bench, painting
 
 from serve_app.errors import (
@@ -20,102 +20,14 @@ from serve_app.errors import (
     StoreUnavailable,
     TooBusy,
 )
-from serve_app.frames import EncodedImage, StylizeRequest
 from serve_app.jobs import runner as module
 from serve_app.jobs.runner import Runner
-from serve_app.jobs.words import Job, Status
+from serve_app.jobs.words import Status
 from serve_app.settings import JobRunnerSettings
 
 MakeBench = Callable[..., Bench]
-PATIENCE_S = 20.0
 
-
-@pytest.fixture(autouse=True)
-def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "LOOK_S", 0.05)
-    monkeypatch.setattr(module, "PAUSE_S", 0.3)
-    monkeypatch.setattr(module, "BACKOFF_S", (0.02,))
-
-
-class Painter:
-    """Paints by reversing the bytes of a photograph, once its gate is open.
-
-    Attributes:
-        gate: paintings wait while it is not set.
-        faults: raised in place of painting, one for each call.
-        begun, cancelled: photographs, in order.
-        most: photographs that were painted at the same time, at most.
-    """
-
-    def __init__(self, *faults: Exception, is_open: bool = True) -> None:
-        self.gate = asyncio.Event()
-        self.faults = list(faults)
-        self.begun: list[bytes] = []
-        self.cancelled: list[bytes] = []
-        self.now = self.most = 0
-        if is_open:
-            self.gate.set()
-
-    def pixels(self, photo: bytes, request: StylizeRequest) -> int:
-        if photo == b"tiny":
-            raise BrokenImage("Too small.")
-        return 10_000
-
-    async def paint(self, photo: bytes, request: StylizeRequest) -> EncodedImage:
-        self.begun.append(photo)
-        self.now += 1
-        self.most = max(self.most, self.now)
-        try:
-            if self.faults:
-                raise self.faults.pop(0)
-            await self.gate.wait()
-        except asyncio.CancelledError:
-            self.cancelled.append(photo)
-            raise
-        finally:
-            self.now -= 1
-        return painting(photo[::-1])
-
-
-class Ends:
-    def __init__(self) -> None:
-        self.outcomes: list[str] = []
-
-    def ended(self, outcome: str) -> None:
-        self.outcomes.append(outcome)
-
-
-def in_loop(scene: Coroutine[Any, Any, None]) -> None:
-    asyncio.run(asyncio.wait_for(scene, 3 * PATIENCE_S))
-
-
-@asynccontextmanager
-async def running(bench: Bench, painter: Painter, **settings: Any) -> AsyncIterator[Runner]:
-    defaults = {"poll_s": 0.05}
-    runner = Runner(
-        bench.store, painter, JobRunnerSettings(**defaults | settings), bench.settings.lease_s, observer=Ends()
-    )
-    runner.start()
-    try:
-        yield runner
-        assert runner.fault() is None
-    finally:
-        painter.gate.set()
-        await runner.stop()
-
-
-async def until(condition: Callable[[], bool]) -> None:
-    async with asyncio.timeout(PATIENCE_S):
-        while not condition():
-            await asyncio.sleep(0.02)
-
-
-def status_of(bench: Bench, job: Job) -> Status:
-    return bench.store.get(job.id).status
-
-
-def has_ended(bench: Bench, *jobs: Job) -> Callable[[], bool]:
-    return lambda: not any(status_of(bench, job).is_unfinished for job in jobs)
+pytestmark = pytest.mark.usefixtures("quick")
 
 
 def test_jobs_are_painted_and_succeed_only_so_many_at_a_time(bench: Bench) -> None:

@@ -114,6 +114,14 @@ def test_the_bound_holds_however_many_write_at_a_time(make_bench: MakeBench) -> 
     bench.check()
 
 
+def test_client_whose_last_picture_goes_may_store_another_at_that_moment(bench: Bench) -> None:
+    """The row of its bytes is removed when they are none, and each of these removes it."""
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(lambda _: bench.store.probe(10), range(60)))
+    assert used(bench) == 0
+    bench.check()
+
+
 def test_disk_is_left_some_room(make_bench: MakeBench, monkeypatch: pytest.MonkeyPatch) -> None:
     bench = make_bench(min_free_bytes=10_000)
     free = 12_500
