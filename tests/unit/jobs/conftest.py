@@ -7,7 +7,7 @@ import pytest
 from jobstores import Bench, make_settings
 from postgres import PostgresServer, find_binaries
 
-from serve_app.jobs import outage, runner
+from serve_app.jobs import outage, runner, work
 
 MakeBench = Callable[..., Bench]
 
@@ -56,7 +56,7 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """Runners that look, and try again, without long pauses."""
     monkeypatch.setattr(runner, "LOOK_S", 0.05)
     monkeypatch.setattr(runner, "PAUSE_S", 0.3)
-    monkeypatch.setattr(runner, "BACKOFF_S", (0.02,))
+    monkeypatch.setattr(work, "BACKOFF_S", (0.02,))
     monkeypatch.setattr(runner, "PROBE_S", 0.1)
     monkeypatch.setattr(outage, "FRESH_S", 0.05)
 

@@ -12,7 +12,7 @@ from jobrunners import Painter, has_ended, in_loop, running, status_of, until
 from jobstores import Bench, fill_disk, make_settings
 
 from serve_app.errors import StoreFull, StoreUnavailable
-from serve_app.jobs import outage
+from serve_app.jobs import outage, work
 from serve_app.jobs import runner as module
 from serve_app.jobs.blobs import LocalBlobs
 from serve_app.jobs.outage import Outage
@@ -60,7 +60,7 @@ def make_unwritable(bench: Bench, painted: bytes) -> Path:
 def test_photograph_that_cannot_be_read_holds_up_no_other_and_fails_in_the_end(
     bench: Bench, monkeypatch: pytest.MonkeyPatch, most_pictures: int
 ) -> None:
-    monkeypatch.setattr(module, "READ_S", 0.2)
+    monkeypatch.setattr(work, "READ_S", 0.2)
     bad = [bench.submit(photo=b"bad %d" % number) for number in range(3)]
     good = [bench.submit("bob", photo=b"photo %d" % number) for number in range(5)]
     for job in bad:
@@ -80,7 +80,7 @@ def test_photograph_that_cannot_be_read_holds_up_no_other_and_fails_in_the_end(
 def test_more_unreadable_photographs_than_can_be_set_aside_hold_up_no_other(
     bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module, "MOST_ASIDE", 2)
+    monkeypatch.setattr(work, "MOST_ASIDE", 2)
     bad = [bench.submit(photo=b"bad %d" % number) for number in range(6)]
     good = bench.submit()
     for job in bad:
@@ -141,8 +141,8 @@ def test_store_that_is_down_as_a_whole_loses_nothing(
     bench: Bench, monkeypatch: pytest.MonkeyPatch, fault: OSError, caplog: pytest.LogCaptureFixture
 ) -> None:
     """With times so short that every job would fail if the outage counted."""
-    monkeypatch.setattr(module, "READ_S", 0.3)
-    monkeypatch.setattr(module, "FULL_S", 0.3)
+    monkeypatch.setattr(work, "READ_S", 0.8)
+    monkeypatch.setattr(work, "FULL_S", 0.8)
     is_down = False
     for name in ("put", "get"):
         real = getattr(LocalBlobs, name)
@@ -165,7 +165,7 @@ def test_store_that_is_down_as_a_whole_loses_nothing(
             await until(lambda: painter.now == 2)
             is_down = True
             painter.gate.set()
-            await asyncio.sleep(1)
+            await asyncio.sleep(1.5)
             assert len(painter.begun) == 2  # no other was begun, and these were not painted again
             is_down = False
             await until(has_ended(bench, *jobs))
@@ -181,7 +181,7 @@ def test_store_that_is_down_as_a_whole_loses_nothing(
 def test_painting_that_alone_cannot_be_written_holds_up_no_other_and_is_painted_once(
     bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module, "FULL_S", 1.0)
+    monkeypatch.setattr(work, "FULL_S", 1.0)
     bad = bench.submit(photo=b"bad")
     obstacle = make_unwritable(bench, b"dab")
     good = [bench.submit("bob", photo=b"photo %d" % number) for number in range(4)]
@@ -249,7 +249,7 @@ def test_runner_that_stops_in_an_outage_hands_back_what_it_could_not_store(
 def test_full_disk_stops_the_claims_and_what_was_painted_is_kept_until_there_is_room(
     small_disk: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, min_free_bytes: int
 ) -> None:
-    monkeypatch.setattr(module, "FULL_S", 0.3)
+    monkeypatch.setattr(work, "FULL_S", 1.5)
     bench = Bench(make_settings(tmp_path, blobs_url=str(small_disk / "blobs"), min_free_bytes=min_free_bytes))
     jobs = [bench.submit(photo=b"%d" % number * 100_000) for number in range(8)]
     ballast = small_disk / "ballast"
@@ -262,7 +262,7 @@ def test_full_disk_stops_the_claims_and_what_was_painted_is_kept_until_there_is_
             painter.gate.set()
             await until(lambda: runner._store.outage.error is not None)
             assert isinstance(runner._store.outage.error, StoreFull)
-            await asyncio.sleep(0.5)
+            await asyncio.sleep(2)  # longer than one painting is kept when others can be stored
             assert (len(painter.begun), runner.pictures) == (2, 2)
             ballast.unlink()
             await until(has_ended(bench, *jobs))
@@ -297,7 +297,7 @@ def test_bound_of_bytes_that_waiting_photographs_fill_fails_as_few_as_it_must(
     make_bench: MakeBench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The painting of one takes more than all the room that is left; when it has failed, the others find room."""
-    monkeypatch.setattr(module, "FULL_S", 0.3)
+    monkeypatch.setattr(work, "FULL_S", 0.3)
     bench = make_bench(max_stored_bytes=10_000, client_share=1)
     jobs = [bench.submit(photo=bytes([65 + number]) * 1500) for number in range(6)]
 
@@ -317,7 +317,7 @@ def test_bound_of_bytes_that_waiting_photographs_fill_fails_as_few_as_it_must(
 def test_smaller_paintings_are_stored_after_a_large_one_met_the_bound(
     make_bench: MakeBench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module, "FULL_S", 0.1)
+    monkeypatch.setattr(work, "FULL_S", 0.1)
     bench = make_bench(max_stored_bytes=10_000, client_share=1)
     large = bench.submit(photo=b"large" * 1600)
     small = [bench.submit(photo=b"s" * number) for number in (100, 110)]

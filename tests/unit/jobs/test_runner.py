@@ -21,6 +21,7 @@ from serve_app.errors import (
     TooBusy,
 )
 from serve_app.jobs import runner as module
+from serve_app.jobs import work
 from serve_app.jobs.runner import Runner
 from serve_app.jobs.words import Status
 from serve_app.settings import JobRunnerSettings
@@ -309,7 +310,7 @@ def test_job_whose_painting_finds_no_room_fails_with_that_reason(bench: Bench, m
         raise StoreFull("There is no room.")
 
     monkeypatch.setattr(bench.store, "finish", find_no_room)
-    monkeypatch.setattr(module, "FULL_S", 0.1)
+    monkeypatch.setattr(work, "FULL_S", 0.1)
 
     async def scene() -> None:
         async with running(bench, Painter()):
@@ -399,7 +400,7 @@ def test_slow_pictures_hold_up_no_lease(bench: Bench, monkeypatch: pytest.Monkey
 
     monkeypatch.setattr(bench.store, "finish", slow)
     monkeypatch.setattr(bench.store.queue, "renew", noticed)
-    jobs = [bench.submit() for _ in range(2 * module.THREADS)]
+    jobs = [bench.submit() for _ in range(2 * work.THREADS)]
 
     async def scene() -> None:
         runner = Runner(bench.store, Painter(), JobRunnerSettings(poll_s=0.05), lease_s=0.3)
