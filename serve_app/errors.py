@@ -189,6 +189,12 @@ class Gone(RequestError):
     status, code, title = 410, "gone", "It has expired or was erased"
 
 
+class Cancelled(RequestError):
+    """A job that will not be painted, because it was cancelled."""
+
+    status, code, title = 410, "cancelled", "The job was cancelled"
+
+
 class TooManyBytes(RequestError):
     """An upload over the limit of bytes."""
 

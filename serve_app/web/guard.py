@@ -58,6 +58,7 @@ CONTROL_CHARACTERS = re.compile(r"[\x00-\x08\x0a-\x1f\x7f-\x9f]")
 
 PIECE_PAUSE_S = 0.01  # between two pieces of a body that is handed on
 PROBE_S = 3.0  # for the answer to a health check
+NO_ROUTE = re.compile(rb"Path '.*' not found\. Ping http://\.\.\./-/routes for available routes\.", re.DOTALL)
 RETRY_AFTER_S = 5  # a replica takes some seconds to come back
 LINGER_S = 3.0  # how long what a refused client still sends is read and dropped
 LINGER_QUIET_S = 0.5  # unless it sends nothing
@@ -328,11 +329,22 @@ class Answer:
         self.may_replace = False
         self.on_too_busy: Callable[[bytes], None] = nobody
         self._too_busy: bytes | None = None  # the document as far as it has come
+        self._held: Message | None = None  # the start of a bare 404 that may be Serve's
         self._send = send
 
     async def send(self, message: Message) -> None:
         """Passes a message of the service on."""
+        if self._held is not None:
+            start, self._held = self._held, None
+            if NO_ROUTE.fullmatch(message.get("body", b"")):
+                self.instead = NotReady("The service is starting; try again shortly.", retry_after_s=RETRY_AFTER_S)
+            else:
+                self.has_begun = True
+                await self._send(start)
         if message["type"] == "http.response.start":
+            if self.may_replace and message["status"] == 404 and is_bare(message):
+                self._held = message
+                return
             self.instead = in_own_words(message) if self.may_replace else None
             self._too_busy = b"" if is_too_busy(message) else None
         elif self._too_busy is not None:
@@ -378,10 +390,16 @@ def is_too_busy(start: Message) -> bool:
     return start["status"] == TooBusy.status and types == [PROBLEM_TYPE.encode()]
 
 
+def is_bare(start: Message) -> bool:
+    """Returns whether an answer is bare text, as Serve's own are."""
+    types = [value for name, value in start.get("headers", []) if name == b"content-type"]
+    return len(types) == 1 and types[0].startswith(b"text/plain")
+
+
 def in_own_words(start: Message) -> RequestError | None:
     """Returns the refusal that says what Serve answers as bare text, or None if the answer is not Serve's."""
     headers = dict(start.get("headers", []))
-    if not headers.get(b"content-type", b"").startswith(b"text/plain"):
+    if not is_bare(start):
         return None
     after = headers.get(b"retry-after", b"")
     retry_after_s = int(after) if after.isdigit() else RETRY_AFTER_S

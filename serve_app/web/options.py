@@ -1,5 +1,6 @@
 """What a client asks for: the options of a query and of a form, checked, with the defaults filled in."""
 
+from collections import Counter
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -37,6 +38,9 @@ async def read_photograph(request: Request, options: JobOptions, pipeline: Pipel
         RequestError: if an option is wrong, or there is no photograph. A wrong option of the query need not wait for
             the upload.
     """
+    for name, count in Counter(name for name, _ in request.query_params.multi_items()).items():
+        if count > 1:
+            raise BadOption(f"{name[:64]} is given twice in the query.")
     accept = ",".join(request.headers.getlist("accept"))
     wanted = stylize_request(options, accept, pipeline)
     upload = await read_upload(request, pipeline.settings.max_bytes)

@@ -2,7 +2,7 @@
 
 import math
 
-from serve_app.errors import Gone
+from serve_app.errors import Cancelled
 from serve_app.frames import Receipt, Size
 from serve_app.jobs.words import Job, JobReport, Status
 from serve_app.web.schemas import JobInfo, JobLinks, Problem, ReceiptInfo, SizeInfo
@@ -57,7 +57,7 @@ def job_address(job: Job, root_path: str) -> str:
 def job_error(job: Job) -> Problem | None:
     """Returns why there will be no painting of a job; None if there may be one, or the job has expired."""
     if job.status is Status.CANCELLED:
-        return Problem.model_validate(Gone("The job was cancelled before it was painted.").problem())
+        return Problem.model_validate(Cancelled("The job was cancelled before it was painted.").problem())
     return None if job.problem is None else Problem.model_validate(job.problem)
 
 

@@ -378,13 +378,13 @@ class TestHosts:
 
 class TestAnswers:
     @staticmethod
-    def bare(status: int, *headers: tuple[bytes, bytes]) -> Any:
+    def bare(status: int, *headers: tuple[bytes, bytes], text: bytes = b"Serve's own words") -> Any:
         async def app(scope: Scope, receive: Receive, send: Send) -> None:
             if status == 500:  # as Serve does when the replica has died
                 return
             kept = [(b"content-type", b"text/plain"), *headers]
             await send({"type": "http.response.start", "status": status, "headers": kept})
-            await send({"type": "http.response.body", "body": b"Serve's own words"})
+            await send({"type": "http.response.body", "body": text})
 
         return app
 
@@ -413,6 +413,13 @@ class TestAnswers:
     def test_retry_after_of_serve_is_kept(self) -> None:
         with guarded(self.bare(429, (b"retry-after", b"17"))) as address:
             assert post(address).headers["retry-after"] == "17"
+
+    @pytest.mark.parametrize("path", ["/v1/jobs/1", "/it's not found. "])
+    def test_no_job_is_called_unknown_while_the_service_starts(self, path: str) -> None:
+        text = f"Path '{path}' not found. Ping http://.../-/routes for available routes."
+        with guarded(self.bare(404, text=text.encode())) as address:
+            answer = requests.get(address + path, timeout=9)
+            assert (answer.status_code, code(answer), answer.headers["retry-after"]) == (503, "not-ready", "5")
 
     def test_other_texts_and_serves_own_routes_pass(self) -> None:
         with guarded(self.bare(404)) as address:

@@ -296,7 +296,7 @@ class TestLooking:
         error = shop.look(broken)["error"]
         assert (error["status"], error["code"], error["detail"]) == (422, "broken-image", "It ends in the middle.")
         error = shop.look(cancelled)["error"]
-        assert (error["status"], error["code"]) == (410, "gone")
+        assert (error["status"], error["code"]) == (410, "cancelled")
         assert error["detail"] == "The job was cancelled before it was painted."
 
     def test_an_expired_job_is_gone(self, shop: Shop) -> None:

@@ -141,6 +141,7 @@ def test_options_in_fields_of_a_form_work_as_in_the_query() -> None:
         ("", {"quality": "101"}, "quality: Input should be less than or equal to 100."),
         ("?style=toon", {"style": "papaya"}, "style: given in the query and in the form."),
         ("", {"style": ["toon", "papaya"]}, "style is given twice in the form."),
+        ("?style=toon&style=toon", {}, "style is given twice in the query."),
         ("", {"max_side": "2000"}, "max_side is 2000; at most 1024 pixels are painted here."),
     ],
 )
