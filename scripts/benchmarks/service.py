@@ -336,6 +336,7 @@ def run(options: argparse.Namespace) -> None:
         )
     options.scratch.mkdir(parents=True, exist_ok=True)
     options.scratch = options.scratch.resolve()
+    options.rival_python = options.rival_python.absolute()  # not resolved: a link is what makes it an environment
     rows: list[Row] = []
     bare: BareRates = {}
     for side in options.sides:
