@@ -57,16 +57,21 @@ def narrow(value: Any) -> Any:
     return np.uint16((bits + np.uint32(0x7FFF) + ((bits >> np.uint32(16)) & np.uint32(1))) >> np.uint32(16))
 
 
-@kernel("ppppnnnnnnnnnnf")
-def normalise(
-    source: Any, target: Any, scale: Any, shift: Any,
+@numba.njit(inline="always")
+def keep(value: Any) -> Any:
+    """Returns a float32 as it is."""
+    return value
+
+
+@numba.njit(inline="always")
+def normalise_with(
+    store: Any, values: Any, results: Any, scale: Any, shift: Any,
     n: Any, h: Any, w: Any, c: Any, sn: Any, sy: Any, sx: Any, tn: Any, ty: Any, tx: Any, slope: Any,
 ) -> None:  # fmt: skip
-    """Writes LeakyReLU(source * scale + shift), computed in float32 and rounded once.
+    """Writes what `store` makes of LeakyReLU(values * scale + shift), computed in float32.
 
     The images are (n, h, w, c) with strides, scale and shift (n, c) in float32.
     """
-    values, results = carray(source, (n * sn,), np.uint16), carray(target, (n * tn,), np.uint16)
     scales, shifts = carray(scale, (n * c,), np.float32), carray(shift, (n * c,), np.float32)
     for image in range(n):
         for y in range(h):
@@ -74,7 +79,17 @@ def normalise(
                 s, t, at = image * sn + y * sy + x * sx, image * tn + y * ty + x * tx, image * c
                 for k in range(c):
                     value = widen(values[s + k]) * scales[at + k] + shifts[at + k]
-                    results[t + k] = narrow(max(value, value * slope))
+                    results[t + k] = store(max(value, value * slope))
+
+
+@kernel("ppppnnnnnnnnnnf")
+def normalise(
+    source: Any, target: Any, scale: Any, shift: Any,
+    n: Any, h: Any, w: Any, c: Any, sn: Any, sy: Any, sx: Any, tn: Any, ty: Any, tx: Any, slope: Any,
+) -> None:  # fmt: skip
+    """Normalises and activates from bfloat16 to bfloat16, rounding once."""
+    values, results = carray(source, (n * sn,), np.uint16), carray(target, (n * tn,), np.uint16)
+    normalise_with(narrow, values, results, scale, shift, n, h, w, c, sn, sy, sx, tn, ty, tx, slope)
 
 
 @kernel("ppppnnnnnnnnnnf")
@@ -82,16 +97,9 @@ def normalise_to_float32(
     source: Any, target: Any, scale: Any, shift: Any,
     n: Any, h: Any, w: Any, c: Any, sn: Any, sy: Any, sx: Any, tn: Any, ty: Any, tx: Any, slope: Any,
 ) -> None:  # fmt: skip
-    """Does the same without rounding."""
+    """Does the same from bfloat16 to float32, without rounding."""
     values, results = carray(source, (n * sn,), np.uint16), carray(target, (n * tn,), np.float32)
-    scales, shifts = carray(scale, (n * c,), np.float32), carray(shift, (n * c,), np.float32)
-    for image in range(n):
-        for y in range(h):
-            for x in range(w):
-                s, t, at = image * sn + y * sy + x * sx, image * tn + y * ty + x * tx, image * c
-                for k in range(c):
-                    value = widen(values[s + k]) * scales[at + k] + shifts[at + k]
-                    results[t + k] = max(value, value * slope)
+    normalise_with(keep, values, results, scale, shift, n, h, w, c, sn, sy, sx, tn, ty, tx, slope)
 
 
 @numba.njit(fastmath={"reassoc", "contract"})
