@@ -18,6 +18,7 @@
         ├── DecodeTimeout     408
         ├── NotFinished       409
         ├── Gone              410
+        ├── Cancelled         410
         ├── TooManyBytes      413
         ├── TooManyPixels     413
         ├── TooLargeToPaint   413
