@@ -124,5 +124,6 @@ class Health:
 
 
 def memory_bytes(*processes: psutil.Process) -> int:
-    """Memory that is resident in these processes, in bytes."""
-    return sum(process.memory_info().rss for process in processes)
+    """Memory that is resident in these processes, in bytes; the object store, which all of them map, counts once."""
+    sizes = [process.memory_info() for process in processes]
+    return sum(size.rss - size.shared for size in sizes) + max(size.shared for size in sizes)
