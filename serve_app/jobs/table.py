@@ -63,6 +63,8 @@ jobs = Table(
     Column("media_type", String),
     Column("receipt", JSON(none_as_null=True)),
     Column("problem", JSON(none_as_null=True)),
+    Column("work_digest", String),  # of the photograph and all that decides how it is painted, for reuse
+    Column("callback_url", String),
     Index("jobs_id", "id", unique=True),
     Index("jobs_key", "key_digest", "part", unique=True),
     # With `status` SQLite counts from these two indexes alone: it reads columns of a condition even if it is implied.
@@ -71,6 +73,8 @@ jobs = Table(
     partial("jobs_leases", "lease_until", where="status = 'running'"),
     partial("jobs_expiry", "expires_at", where="status IN ('succeeded', 'failed', 'cancelled')"),
     partial("jobs_client_expiry", "client", "expires_at", where="status IN ('succeeded', 'failed', 'cancelled')"),
+    partial("jobs_ends", "finished_at", where="status IN ('succeeded', 'failed', 'cancelled')"),
+    partial("jobs_works", "client", "work_digest", where="work_digest IS NOT NULL"),
     partial("jobs_painted", "finished_at", where="status = 'succeeded'"),
     partial("jobs_tombstones", "expires_at", where="status = 'expired'"),
     partial("jobs_photo_expiry", "photo_expires_at", where="photo_expires_at IS NOT NULL"),
@@ -94,6 +98,22 @@ usage = Table(  # sums over `blobs`, kept in the same transactions; the client '
     metadata,
     Column("client", String, primary_key=True),
     Column("bytes", BigInteger, nullable=False),
+)
+
+webhooks = Table(  # the outbox: messages that are still to be delivered
+    "webhooks",
+    metadata,
+    Column("number", Number, Identity(), primary_key=True),
+    Column("id", String, nullable=False),  # of the message, the same at every attempt
+    Column("job", String, nullable=False),  # id of the job that has ended
+    Column("url", String, nullable=False),
+    Column("host", String, nullable=False),  # of the URL: no receiver holds up the others
+    Column("attempt", Integer, nullable=False),
+    Column("due_at", BigInteger, nullable=False),  # of the next attempt; while one runs, when it counts as lost
+    Column("created_at", BigInteger, nullable=False),
+    Index("webhooks_due", "due_at"),
+    Index("webhooks_job", "job"),
+    sqlite_autoincrement=True,
 )
 
 store = Table("store", metadata, Column("id", String, primary_key=True))  # one row: whose blobs may be deleted
