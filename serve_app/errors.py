@@ -33,6 +33,7 @@
         ├── OutOfMemory       503
         ├── Lost              503
         ├── StoreUnavailable  503
+        ├── TooManyStreams    503
         └── StoreFull         507
 
 Request errors are sent between processes. Pickle rebuilds them from `args`, so constructors take positional arguments.
@@ -278,6 +279,12 @@ class StoreUnavailable(RequestError):
     """A request that needs the database or the blob store of jobs while it cannot be used."""
 
     status, code, title = 503, "store-unavailable", "The store of jobs cannot be used"
+
+
+class TooManyStreams(RequestError):
+    """A client that wants to be told of events while too many others are."""
+
+    status, code, title = 503, "too-many-streams", "Too many clients wait for events"
 
 
 class StoreFull(RequestError):

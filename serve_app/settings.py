@@ -55,7 +55,9 @@ class IngressSettings(StrictModel):
         default_style: the style of requests that name none.
         default_format: the format of answers, if neither `format` nor `Accept` decides.
         max_side: the longer painted side in pixels, at most; larger photographs are fitted. WebP ends at 16,383.
-        max_bytes: of one upload.
+        max_bytes: of one photograph.
+        max_form_bytes: of a form with several photographs.
+        max_streams: of events that one Ingress serves where no guard does it in the proxies.
         queue_time_s: an image is admitted while all that one Ingress has admitted can be painted within this time.
         queue_least_pictures: so many images are admitted however long they take.
         queue_most_pictures: no more images are admitted at a time.
@@ -72,6 +74,8 @@ class IngressSettings(StrictModel):
     default_format: ImageFormat = "jpeg"
     max_side: int = Field(default=1024, ge=MIN_SIDE, le=16_383)
     max_bytes: PositiveInt = 32 * MIB
+    max_form_bytes: PositiveInt = 256 * MIB
+    max_streams: PositiveInt = 16
     queue_time_s: PositiveFloat = 30
     queue_least_pictures: PositiveInt = 8
     queue_most_pictures: PositiveInt = 64
@@ -141,6 +145,7 @@ class GuardSettings(StrictModel):
         body_timeout_s: within which a body must arrive.
         min_bytes_per_s: at which it must arrive, averaged over each `rate_window_s`.
         rate_window_s: see `min_bytes_per_s`.
+        max_streams: of events that a proxy serves at a time; others get 503, and ask for their jobs.
         allowed_hosts: names that the header Host may have, `*.example.org` for all below one. Default: the names of the
             loopback interface if the service listens there, else any.
     """
@@ -158,6 +163,7 @@ class GuardSettings(StrictModel):
     body_timeout_s: PositiveFloat = 300
     min_bytes_per_s: PositiveFloat = 4096
     rate_window_s: PositiveFloat = 20
+    max_streams: PositiveInt = 2048
     allowed_hosts: tuple[HostName, ...] | None = None
 
 

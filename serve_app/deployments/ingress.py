@@ -25,6 +25,7 @@ from serve_app.jobs.desk import JobDesk
 from serve_app.queueing.admission import AdmissionController, Limits, QueueFull
 from serve_app.settings import IngressSettings, Settings, load_settings
 from serve_app.styles.catalogue import find_style, installed_styles, read_catalogue
+from serve_app.web.events import Streams
 from serve_app.web.keys import KeyRing, Keys, load_keys
 from serve_app.web.routes import create_app
 
@@ -44,6 +45,7 @@ class Ingress:
     """
 
     jobs: JobDesk | None = None
+    streams: Streams | None = None
 
     def __init__(
         self, settings: Settings, codec: DeploymentHandle[Any], job_runner: DeploymentHandle[Any] | None = None
@@ -67,6 +69,7 @@ class Ingress:
         if settings.jobs.enabled:
             self.jobs = JobDesk(settings.jobs, lambda: self.admission.pixels_per_second)
             self.jobs.open_soon()
+            self.streams = Streams(self.jobs.news, lambda: self.settings.max_streams)
         warn_without_guard()
 
     def __serve_build_asgi_app__(self) -> ASGIApp:

@@ -18,6 +18,7 @@ GUARD_MEMORY_BYTES = "animegan_guard_memory_bytes"
 GUARD_DISK_BYTES = "animegan_guard_disk_bytes"
 GUARD_WAITING = "animegan_guard_waiting"
 GUARD_FORWARDED = "animegan_guard_forwarded"
+GUARD_STREAMS = "animegan_guard_streams"
 
 BATCH_SIZES = [1.0, 2, 3, 4, 6, 8, 12, 16, 24, 32]
 SECONDS = [0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120]

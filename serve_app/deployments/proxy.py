@@ -7,8 +7,9 @@ guard's settings are in the config file that `ANIMEGAN_CONFIG` names. Both must 
 import logging
 import os
 import time
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import uvicorn.config
 import yaml
@@ -21,10 +22,15 @@ from serve_app.deployments.cancellation import log_no_cancellations
 from serve_app.deployments.idle import IdleRelease
 from serve_app.engine.allocator import return_large_buffers
 from serve_app.errors import SettingsError
-from serve_app.settings import GuardSettings, IngressSettings, load_settings
+from serve_app.jobs.news import News
+from serve_app.jobs.threads import StoreThreads
+from serve_app.settings import GuardSettings, IngressSettings, JobsSettings, load_settings
 from serve_app.web.connection import GuardedProtocol
 from serve_app.web.guard import Guard, Site
 from serve_app.web.keys import is_private
+
+if TYPE_CHECKING:  # SQLAlchemy
+    from serve_app.jobs.reader import JobReader
 
 CALLBACK_VARIABLE = "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH"
 CALLBACK = "serve_app.deployments.proxy:middlewares"
@@ -55,7 +61,7 @@ def middlewares() -> list[Middleware]:
         raise SettingsError(f"guard.spool_dir: {settings.spool_dir} is not a folder that this process may write to")
     protocol = type("Protocol", (GuardedProtocol,), {"header_timeout_s": settings.header_timeout_s})
     uvicorn.config.HTTP_PROTOCOLS["auto"] = protocol  # type: ignore[assignment]  # a class will do, too
-    return [Middleware(Guard, settings=settings, site=site(config), observer=Metrics())]
+    return [Middleware(Guard, settings=settings, site=site(config), observer=Metrics(), news=news_of_jobs(config))]
 
 
 def warn_without_guard() -> None:
@@ -104,6 +110,24 @@ def site(config: dict[str, Any]) -> Site:
     return Site(ingress.trusted_proxies, SERVE_SESSION_ID, host is not None and is_private(host))
 
 
+def news_of_jobs(config: dict[str, Any]) -> News | None:
+    """Returns the news of the jobs of a config, which are read in this process; None if they are switched off."""
+    for application in config.get("applications") or ():
+        jobs = (application.get("args") or {}).get("jobs")
+        if jobs:
+            settings = load_settings(JobsSettings, jobs, "jobs")
+            if settings.enabled:
+                return News(StoreThreads(partial(open_jobs, settings)), lambda reader: reader)
+    return None
+
+
+def open_jobs(settings: JobsSettings) -> "JobReader":
+    """Opens the database of jobs; SQLAlchemy is imported only now, when the first client waits for events."""
+    from serve_app.jobs.reader import open_reader
+
+    return open_reader(settings)
+
+
 class Metrics:
     """Publishes what the guard counts on Ray's Prometheus port."""
 
@@ -114,6 +138,7 @@ class Metrics:
         self._disk = Gauge(metrics.GUARD_DISK_BYTES, "Their bytes in temporary files.")
         self._waiting = Gauge(metrics.GUARD_WAITING, "Bodies that have arrived and wait for their turn.")
         self._forwarded = Gauge(metrics.GUARD_FORWARDED, "Requests with a body that a proxy has in the service.")
+        self._streams = Gauge(metrics.GUARD_STREAMS, "Streams of events that a proxy serves.")
         self._published = 0.0
         self._release = IdleRelease()
 
@@ -125,7 +150,8 @@ class Metrics:
         """Publishes what the guard holds, at most once a second unless it holds nothing more."""
         intake, now = guard.intake, time.monotonic()
         self._release.update(is_idle=not intake.uploads)
-        if now - self._published < PUBLISH_S and intake.uploads:
+        is_busy = bool(intake.uploads or (guard.streams is not None and guard.streams.open))
+        if now - self._published < PUBLISH_S and is_busy:
             return
         self._published = now
         for gauge, value in (
@@ -134,5 +160,6 @@ class Metrics:
             (self._disk, intake.disk.total()),
             (self._waiting, guard.gate.waiting),
             (self._forwarded, guard.gate.inside),
+            (self._streams, 0 if guard.streams is None else guard.streams.open.total()),
         ):
             gauge.set(value)

@@ -8,7 +8,8 @@ statement takes a millisecond or so, and a thread costs nothing beside it.
 import logging
 import os
 import sqlite3
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -37,6 +38,8 @@ READ_ONLY = "animegan_read_only"  # execution option of a connection
 BUSY_S = 5.0  # that a statement waits for another's lock
 STATEMENT_S = 15  # that a statement may take on PostgreSQL
 CONNECT_S = 5
+LISTEN_S = 1.0  # between two looks at whether somebody still wants notifications
+CHECK_S = 15.0  # between two looks at whether the server is still there
 RETRY_AFTER_S = 5
 POOL: dict[str, Any] = {
     "poolclass": QueuePool,
@@ -80,6 +83,44 @@ class Database:
         """A transaction that only reads; it raises what `write` does."""
         with clear_errors(), self.engine.connect() as connection:
             yield connection.execution_options(**{READ_ONLY: True})
+
+    def listen(self, channel: str, heard: Callable[[], None], is_over: Callable[[], bool]) -> bool:
+        """Waits for notifications of PostgreSQL until it is over; for a thread of its own.
+
+        Args:
+            channel: that is notified.
+            heard: is called when it has begun to listen, and for every notification.
+            is_over: is asked every second.
+
+        Returns:
+            False at once if the database has no notifications.
+
+        Raises:
+            StoreUnavailable: if the database cannot be reached any more.
+        """
+        if self.is_sqlite:
+            return False
+        with clear_errors():
+            pooled = self.engine.raw_connection()
+        connection: Any = pooled.driver_connection
+        pooled.detach()
+        try:
+            connection.autocommit = True
+            connection.execute(f"LISTEN {channel}")
+            heard()
+            checked_at = time.monotonic()
+            while not is_over():
+                for _ in connection.notifies(timeout=LISTEN_S, stop_after=1):
+                    heard()
+                if time.monotonic() - checked_at > CHECK_S:  # a server that vanished says nothing by itself
+                    connection.execute("SELECT 1")
+                    checked_at = time.monotonic()
+        except self.engine.dialect.loaded_dbapi.Error as error:
+            logger.warning("notifications of the database have ended: %s", type(error).__name__)
+            raise StoreUnavailable("The database of jobs does not answer.") from None
+        finally:
+            pooled.close()
+        return True
 
     def close(self) -> None:
         """Closes all connections."""

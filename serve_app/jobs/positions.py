@@ -4,7 +4,6 @@ A job of a client that has waited less may still be claimed before one that is c
 clients take turns.
 """
 
-import bisect
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -16,7 +15,7 @@ from sqlalchemy import Connection, func, select, tuple_
 from serve_app.jobs.database import Database
 from serve_app.jobs.estimates import Pace, Run, eta_of_running, eta_of_waiting, measure_pace
 from serve_app.jobs.table import QUEUED, RUNNING, SUCCEEDED, jobs, now_ms
-from serve_app.jobs.words import Outlook, Status
+from serve_app.jobs.words import Job, Outlook, Status
 
 CACHED_S = 1.0
 MEASURED_JOBS = 50  # that were painted last: the pace is theirs
@@ -31,12 +30,14 @@ class Look:
     Attributes:
         running: jobs that run, by their ids.
         waiting: places of the jobs that wait, in order.
+        order: how many wait before each of them, by their numbers.
         pixels: of the first one that waits, of the first two and so on.
         pace: as measured lately; None before the first job was painted.
     """
 
     running: dict[str, Run]
     waiting: list[Place]
+    order: dict[int, int]
     pixels: list[int]
     pace: Pace | None
 
@@ -79,33 +80,39 @@ class Positions:
             count, pixels = connection.execute(ahead).one()
             return outlook_of_waiting(row.pixels, count, int(pixels), running, pace)
 
-    def outlooks(self, job_ids: Sequence[str], rate: float = 0.0) -> dict[str, Outlook]:
-        """Returns the outlooks of those of some jobs that are unfinished, from a look at the queue at most 1 s old."""
+    def outlooks(self, unfinished: Sequence[Job], rate: float = 0.0, is_fresh: bool = False) -> dict[str, Outlook]:
+        """Returns the outlooks of those of some unfinished jobs that still are, from a look at most 1 s old.
+
+        Args:
+            unfinished: the jobs.
+            rate: see `outlook_now`.
+            is_fresh: whether to look now.
+        """
         with self._database.read() as connection:
-            asked = select(jobs.c.id, jobs.c.status, jobs.c.turn, jobs.c.number, jobs.c.pixels)
-            rows = connection.execute(asked.where(jobs.c.id.in_(list(job_ids)))).all()
-            look = self._recent_look(connection)
+            look = self._recent_look(connection, 0.0 if is_fresh else CACHED_S)
         pace = look.pace or guess(rate, look.running)
         outlooks: dict[str, Outlook] = {}
-        for row in rows:
-            if row.status == Status.RUNNING:
-                outlooks[row.id] = outlook_of_running(look.running.get(row.id), look.running, pace)
-            elif row.status == Status.QUEUED:
-                count = bisect.bisect_left(look.waiting, (row.turn, row.number))
-                pixels = look.pixels[count - 1] if count else 0
-                outlooks[row.id] = outlook_of_waiting(row.pixels, count, pixels, look.running, pace)
+        for job in unfinished:
+            if job.id in look.running:
+                outlooks[job.id] = outlook_of_running(look.running[job.id], look.running, pace)
+            elif job.number in look.order:
+                count = look.order[job.number]
+                before = look.pixels[count - 1] if count else 0
+                own = look.pixels[count] - before
+                outlooks[job.id] = outlook_of_waiting(own, count, before, look.running, pace)
         return outlooks
 
-    def _recent_look(self, connection: Connection) -> Look:
+    def _recent_look(self, connection: Connection, age_s: float) -> Look:
         with self._lock:
-            if self._look is None or self._clock() - self._looked_at > CACHED_S:
+            if self._look is None or self._clock() - self._looked_at > age_s:
                 looked_at = self._clock()
                 queue = select(jobs.c.turn, jobs.c.number, jobs.c.pixels).where(QUEUED)
                 rows = connection.execute(queue.order_by(jobs.c.turn, jobs.c.number)).all()
                 running = running_jobs(connection)
                 places = [(turn, number) for turn, number, _ in rows]
                 pixels = list(accumulate(pixels for _, _, pixels in rows))
-                self._look = Look(running, places, pixels, self._measured(connection, running))
+                order = {number: count for count, (_, number) in enumerate(places)}
+                self._look = Look(running, places, order, pixels, self._measured(connection, running))
                 self._looked_at = looked_at
             return self._look
 

@@ -14,10 +14,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from sqlalchemy import (
+    BigInteger,
     ColumnElement,
     Connection,
     Update,
     and_,
+    bindparam,
     case,
     false,
     func,
@@ -48,13 +50,14 @@ RETRY_AFTER_S = 30
 class Entry:
     """A job to insert: what to do, with which stored photograph (`photo`) or with that of which job (`source`).
 
-    `pixels` are those that will be painted.
+    `pixels` are those that will be painted. With an `error` it has neither: the job has failed already.
     """
 
     request: StylizeRequest
     pixels: int
     photo: str | None = None
     source: str | None = None
+    error: RequestError | None = None
 
 
 @dataclass(frozen=True)
@@ -116,14 +119,19 @@ class JobQueue:
                 if earlier:
                     return earlier
             waiting = waiting_jobs(connection, client)
-            self._check_room(waiting, len(entries))
+            self._check_room(waiting, sum(entry.error is None for entry in entries))
             turn = 1 + max(waiting.head_turn, waiting.last_turn)
+            photos = iter(keep_photos(connection, [entry for entry in entries if entry.error is None]))
             made = []
-            for part, (entry, photo) in enumerate(zip(entries, keep_photos(connection, entries), strict=True)):
+            for part, entry in enumerate(entries):
                 keys = {"key_digest": key_digest, "payload_digest": payload_digest, "part": part}
                 wanted = {"request": request_members(entry.request), "pixels": entry.pixels}
-                values = {"client": client, "turn": turn + part, **wanted, **keys}
-                made.append(insert_job(connection, {**values, "photo": photo}))
+                values = {"client": client, "turn": turn, **wanted, **keys}
+                if entry.error is not None:
+                    made.append(insert_failed(connection, values, entry.error, self._settings))
+                else:
+                    made.append(insert_job(connection, {**values, "photo": next(photos)}))
+                    turn += 1
             return Submission(tuple(made), is_new=True)
 
     def check_room(self, client: str, count: int) -> None:
@@ -381,7 +389,22 @@ def photo_gone() -> Gone:
 INSERT_JOB = insert(jobs).values(status=status(Status.QUEUED), attempt=0, created_at=now_ms()).returning(jobs)
 
 
+INSERT_FAILED = (
+    insert(jobs)
+    .values(status=status(Status.FAILED), attempt=0, created_at=now_ms(), finished_at=now_ms())
+    .values(expires_at=now_ms() + bindparam("keep_ms", type_=BigInteger))
+    .returning(jobs)
+)
+
+
 def insert_job(connection: Connection, values: dict[str, Any]) -> Job:
     """Inserts a job that waits."""
     row = connection.execute(INSERT_JOB, {"id": secrets.token_hex(ID_BYTES), **values})
+    return to_job(row.mappings().one())
+
+
+def insert_failed(connection: Connection, values: dict[str, Any], error: RequestError, settings: JobsSettings) -> Job:
+    """Inserts a job that has failed before it could wait."""
+    ending = {"problem": error.problem(), "keep_ms": int(1000 * settings.keep_for_s)}
+    row = connection.execute(INSERT_FAILED, {"id": secrets.token_hex(ID_BYTES), **values, **ending})
     return to_job(row.mappings().one())

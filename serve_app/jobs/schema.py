@@ -3,6 +3,7 @@
 Migrations only add, so in a rolling update old code goes on to work on a schema that newer code has brought up to date.
 """
 
+import logging
 from enum import StrEnum
 from importlib.resources import as_file, files
 
@@ -12,8 +13,12 @@ from alembic.runtime.migration import MigrationContext
 from alembic.script import ScriptDirectory
 from alembic.util.exc import CommandError
 from sqlalchemy import Connection, text
+from sqlalchemy.exc import SQLAlchemyError
 
 from serve_app.jobs.database import Database
+from serve_app.jobs.words import SchemaBehind
+
+logger = logging.getLogger(__name__)
 
 VERSION_TABLE = "animegan_schema"
 MIGRATION_LOCK = 0x616E696D  # any number that nobody else uses
@@ -40,6 +45,12 @@ def migrate(database: Database) -> None:
         if state(connection, config) is SchemaState.BEHIND:
             config.attributes["connection"] = connection
             command.upgrade(config, "head")
+
+
+def behind(error: SQLAlchemyError) -> SchemaBehind:
+    """Returns, as a refusal, that a migration failed; most likely the database's user may not change its schema."""
+    logger.error("the database of jobs cannot be brought up to date: %s", type(error).__name__)
+    return SchemaBehind("The store of jobs cannot be used at this moment. Try again.", retry_after_s=30)
 
 
 def schema_state(database: Database) -> SchemaState:

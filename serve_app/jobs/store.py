@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import logging
 from collections.abc import Sequence
 
 from sqlalchemy import func, select
@@ -13,16 +12,14 @@ from serve_app.frames import EncodedImage
 from serve_app.jobs import expiry, ledger
 from serve_app.jobs.blobs import BlobStore, blob_name, open_blobs
 from serve_app.jobs.database import Database, open_database
-from serve_app.jobs.positions import Positions
 from serve_app.jobs.queue import Entry, JobQueue
-from serve_app.jobs.rows import request_members, to_job
-from serve_app.jobs.schema import SchemaState, migrate, schema_state
+from serve_app.jobs.reader import JobReader
+from serve_app.jobs.rows import request_members
+from serve_app.jobs.schema import SchemaState, behind, migrate, schema_state
 from serve_app.jobs.storage import Storage
 from serve_app.jobs.table import QUEUED, blobs, jobs, now_ms, store
-from serve_app.jobs.words import Census, Job, Lease, NewJob, Reaped, SchemaBehind, Status, Submission, Swept
+from serve_app.jobs.words import Census, Job, Lease, NewJob, Reaped, Status, Submission, Swept
 from serve_app.settings import JobsSettings
-
-logger = logging.getLogger(__name__)
 
 
 class JobStore:
@@ -33,6 +30,7 @@ class JobStore:
 
     Attributes:
         queue: the transitions of unfinished jobs, for workers.
+        reader: for whoever watches jobs.
         positions: how many unfinished jobs are ahead of one.
 
     Args:
@@ -43,7 +41,8 @@ class JobStore:
 
     def __init__(self, database: Database, blobs: BlobStore, settings: JobsSettings) -> None:
         self.queue = JobQueue(database, settings)
-        self.positions = Positions(database)
+        self.reader = JobReader(database)
+        self.positions = self.reader.positions
         self._database = database
         self._storage = Storage(database, blobs, settings)
         self._settings = settings
@@ -70,18 +69,15 @@ class JobStore:
             earlier = self.queue.submitted(key_digest, payload_digest)
             if earlier:
                 return earlier
-        self.queue.check_room(client, len(new))
-        photos = {blob_name("photos", job.photo): job.photo for job in new if job.photo is not None}
-        names = iter(photos)
-        entries = [
-            Entry(
-                job.request,
-                job.pixels or job.request.max_side**2,
-                photo=None if job.photo is None else next(names),
-                source=job.source,
-            )
-            for job in new
-        ]
+        self.queue.check_room(client, sum(job.error is None for job in new))
+        photos: dict[str, bytes] = {}
+        entries = []
+        for job in new:
+            name = None
+            if job.photo is not None and job.error is None:
+                name = blob_name("photos", job.photo)
+                photos[name] = job.photo
+            entries.append(Entry(job.request, job.pixels or job.request.max_side**2, name, job.source, job.error))
         with self._storage.stored(client, photos, "photos") as pending:
             submission = self.queue.submit(client, entries, key_digest, payload_digest)
             pending.is_kept = submission.is_new
@@ -103,9 +99,7 @@ class JobStore:
 
     def find(self, job_ids: Sequence[str]) -> dict[str, Job]:
         """Returns those of some jobs that exist, expired ones too, by their ids."""
-        with self._database.read() as connection:
-            rows = connection.execute(select(jobs).where(jobs.c.id.in_(list(job_ids)))).mappings().all()
-        return {row["id"]: to_job(row) for row in rows}
+        return self.reader.find(job_ids)
 
     def photo(self, job: Job) -> bytes:
         """Returns the photograph of a job, as it was sent.
@@ -251,10 +245,9 @@ def open_store(settings: JobsSettings) -> JobStore:
             owner = connection.execute(select(store.c.id)).scalar_one()
             is_new = connection.execute(select(blobs.c.name).where(blobs.c.refs > 0).limit(1)).first() is None
         return JobStore(database, open_blobs(settings, owner, is_new), settings)
-    except SQLAlchemyError as error:  # most likely the user of the database may not change its schema
+    except SQLAlchemyError as error:
         database.close()
-        logger.error("the database of jobs cannot be brought up to date: %s", type(error).__name__)
-        raise SchemaBehind("The store of jobs cannot be used at this moment. Try again.", retry_after_s=30) from None
+        raise behind(error) from None
     except BaseException:
         database.close()
         raise

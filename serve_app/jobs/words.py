@@ -5,7 +5,7 @@ from datetime import datetime
 from enum import StrEnum
 from typing import Any
 
-from serve_app.errors import StoreUnavailable
+from serve_app.errors import RequestError, StoreUnavailable
 from serve_app.frames import Receipt, StylizeRequest
 
 
@@ -39,12 +39,14 @@ class NewJob:
         source: in place of `photo`, the id of an earlier job whose photograph is painted again.
         pixels: that will be painted, for estimates of time; None if that is not known: then the most that `max_side`
             allows counts.
+        error: why it can never be painted, if that is known already: the job is made, and has failed.
     """
 
     request: StylizeRequest
     photo: bytes | None = None
     source: str | None = None
     pixels: int | None = None
+    error: RequestError | None = None
 
     def __post_init__(self) -> None:
         if (self.photo is None) == (self.source is None):

@@ -29,10 +29,12 @@ from serve_app.errors import (
     TooManyBytes,
     UnknownHost,
 )
+from serve_app.jobs.news import News
 from serve_app.queueing.gate import FairGate
 from serve_app.settings import MIB, GuardSettings
 from serve_app.web.clients import client_address
 from serve_app.web.connection import MAX_HEADER_BYTES, PROBLEM_TYPE, headers_too_large
+from serve_app.web.events import Streams, is_for_events, root_path_of
 from serve_app.web.intake import Body, ClientGone, Intake, take_in
 from serve_app.web.refusals import HeldRefusals, key_of
 from serve_app.web.uploads import FORM_OVERHEAD_BYTES, too_many_bytes
@@ -109,6 +111,7 @@ class Guard:
         settings: its limits.
         site: the rest of the configuration.
         observer: is told what happens.
+        news: of jobs; None where there are none.
     """
 
     def __init__(
@@ -117,6 +120,7 @@ class Guard:
         settings: GuardSettings | None = None,
         site: Site | None = None,
         observer: GuardObserver | None = None,
+        news: News | None = None,
     ) -> None:
         self.settings = settings or GuardSettings()
         self.site = site or Site()
@@ -125,6 +129,10 @@ class Guard:
         self.refusals = HeldRefusals()
         self._app = app
         self._observer: GuardObserver = observer or Unobserved()
+        self.streams: Streams | None = None
+        if news is not None:
+            most, changed = self.settings.max_streams, lambda: self._observer.holds(self)
+            self.streams = Streams(news, lambda: most, on_change=changed)
         self._dropped = CONTROL_HEADERS | {WAITED.encode(), dashed(self.site.session_header.encode())}
         self._lingering = 0
 
@@ -152,6 +160,10 @@ class Guard:
         headers, answer.request_id = clean_headers(scope, self._dropped)
         scope = {**scope, "headers": headers}
         check_host(scope, self.settings.allowed_hosts, self.site.is_loopback)
+        if self.streams is not None and is_for_events(scope):  # here, where a client that waits takes nobody's place
+            send = with_id(answer.send, answer.request_id)
+            await self.streams.respond(scope, request.receive, send, self._client(scope), root_path_of(scope))
+            return
         if not request.is_unread:
             await self._forward_in_time(scope, request, answer)
             return
@@ -378,6 +390,17 @@ class Answer:
             headers.append((b"connection", b"close"))
         await self._send({"type": "http.response.start", "status": refusal.status, "headers": headers})
         await self._send({"type": "http.response.body", "body": body, "more_body": is_last})
+
+
+def with_id(send: Send, request_id: bytes) -> Send:
+    """Returns a `send` that adds the id of the request to the headers of the answer."""
+
+    async def send_with_id(message: Message) -> None:
+        if message["type"] == "http.response.start":
+            message = {**message, "headers": [*message["headers"], (REQUEST_ID, request_id)]}
+        await send(message)
+
+    return send_with_id
 
 
 def nobody(document: bytes) -> None:

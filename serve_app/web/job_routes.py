@@ -3,7 +3,6 @@
 An id is the right to see its job and to erase it, so only submitting asks for an API key.
 """
 
-import re
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
 from typing import Annotated
@@ -12,46 +11,53 @@ from fastapi import Depends, FastAPI, Query, Request
 from fastapi.responses import JSONResponse, Response
 
 from serve_app.errors import BadHeader, JobsOff, UnknownJob
-from serve_app.frames import Client, StylizeRequest
+from serve_app.frames import Client
 from serve_app.jobs.words import JobReport, NewJob, Status
-from serve_app.web.options import Photograph, read_photograph
+from serve_app.web.albums import NO_DEADLINE_S, Albums
+from serve_app.web.events import EVENTS, EventResponse
+from serve_app.web.options import Photograph
 from serve_app.web.pipeline import Jobs, Pipeline
-from serve_app.web.preferences import Preference
+from serve_app.web.preferences import Preference, read_preference
 from serve_app.web.receipts import job_address, job_error, job_info, poll_after_s, receipt_headers
 from serve_app.web.schemas import (
-    ACCEPTED,
+    ALBUM,
+    EVENT_STREAM,
     IDEMPOTENCY_KEY,
+    JOB_ID,
     KEY,
+    LAST_EVENT_ID,
     PAINTED,
     PHOTOGRAPH,
+    PREFER,
     PROBLEM,
-    UPLOAD,
+    SUBMITTED,
     JobIds,
     JobInfo,
     JobList,
-    JobOptions,
+    SubmitOptions,
     problems,
 )
 from serve_app.web.turns import Turns
 
-JOB_ID = re.compile(r"[A-Za-z0-9_-]{1,64}")
 IDEMPOTENCY_KEY_LENGTH = 255
 NO_STORE = {"Cache-Control": "no-store"}
 PRIVATE = {"Cache-Control": "private, no-store", "X-Content-Type-Options": "nosniff"}
-NO_DEADLINE_S = StylizeRequest.timeout_s  # whatever the settings are, or a repeated submission would not be the same
 
 Identify = Callable[[Request], Awaitable[Client]]
 
 
-def add_job_routes(app: FastAPI, pipeline: Pipeline, identify: Identify) -> None:
+def add_job_routes(app: FastAPI, pipeline: Pipeline, identify: Identify, address_of: Callable[[Request], str]) -> None:
     """Adds the routes to an application.
 
     Args:
         app: to which they are added.
         pipeline: that does the work.
         identify: says whose request it is, or refuses it.
+        address_of: returns the address of a client.
     """
-    paintings, photographs = Turns(8, 32), Turns(2, 8)
+    busy = "Too many pictures are being fetched; try again shortly."
+    paintings, photographs = Turns(8, 32, busy), Turns(2, 8, busy)
+    albums = Albums(pipeline)
 
     def jobs() -> Jobs:
         """Returns the jobs, before anything of a body is read."""
@@ -62,19 +68,23 @@ def add_job_routes(app: FastAPI, pipeline: Pipeline, identify: Identify) -> None
     @app.post(
         "/v1/jobs",
         status_code=202,
-        responses=ACCEPTED | problems(400, 401, 404, 408, 413, 415, 422, 429, 503, 507),
-        openapi_extra=UPLOAD | KEY | {"parameters": [IDEMPOTENCY_KEY]},
-        summary="Paint a photograph later",
+        response_model=None,
+        responses=PAINTED | SUBMITTED | problems(400, 401, 404, 408, 410, 413, 415, 422, 429, 503, 507),
+        openapi_extra=ALBUM | KEY | {"parameters": [IDEMPOTENCY_KEY, PREFER]},
+        summary="Paint photographs later",
+        description='A form with several photographs makes as many jobs, and `{"jobs": […]}` is the answer.',
     )
     async def submit(
         request: Request,
         client: Annotated[Client, Depends(identify)],
         desk: Desk,
-        options: Annotated[JobOptions, Query()],
-    ) -> JobInfo:
+        options: Annotated[SubmitOptions, Query()],
+    ) -> Response:
         key = idempotency_key(request)
-        photograph = await read_photograph(request, options, pipeline)
-        return accepted(await submit_photograph(pipeline, photograph, client, key), request)  # type: ignore[return-value]
+        preference = read_preference(request.headers.getlist("prefer"))
+        async with albums.new_jobs(request, options, desk) as new:
+            reports = await desk.submit(client.name, new, key)
+        return await answer_submission(pipeline, desk, request, reports, preference)
 
     @app.get(
         "/v1/jobs",
@@ -88,6 +98,18 @@ def add_job_routes(app: FastAPI, pipeline: Pipeline, identify: Identify) -> None
         answer.headers.update(NO_STORE)
         reports = await desk.reports([each for each in asked.id if JOB_ID.fullmatch(each)])
         return JobList(jobs=[job_info(report, root_path(request)) for report in reports])
+
+    @app.get(
+        EVENTS,
+        response_class=Response,
+        responses=EVENT_STREAM | problems(400, 404, 503),
+        openapi_extra={"parameters": [LAST_EVENT_ID]},
+        summary="Be told of some jobs as they change",
+    )
+    async def events(request: Request, desk: Desk, asked: Annotated[JobIds, Query()]) -> Response:
+        streams = pipeline.streams
+        assert streams is not None  # there are jobs
+        return EventResponse(streams, address_of(request), root_path(request))
 
     @app.get("/v1/jobs/{job_id}", responses=problems(404, 410, 503), summary="Look at a job")
     async def look(request: Request, answer: Response, desk: Desk, job_id: str) -> JobInfo:
@@ -166,17 +188,6 @@ def idempotency_key(request: Request) -> str | None:
     return keys[0].strip()
 
 
-async def submit_photograph(pipeline: Pipeline, photograph: Photograph, client: Client, key: str | None) -> JobReport:
-    """Makes a job of a photograph, unless it can be told at once that it can never be painted.
-
-    Raises:
-        RequestError: if it can, or there is no room for it.
-    """
-    pixels = await pipeline.check(photograph.data, photograph.request)
-    request = replace(photograph.request, timeout_s=NO_DEADLINE_S)
-    return await enabled(pipeline).submit(client.name, NewJob(request, photograph.data, pixels=pixels), key)
-
-
 async def stylize_as_job(
     pipeline: Pipeline, request: Request, photograph: Photograph, client: Client, preference: Preference
 ) -> Response:
@@ -185,29 +196,50 @@ async def stylize_as_job(
     Raises:
         RequestError: if there is no room for it, or it can never be painted.
     """
-    report = await submit_photograph(pipeline, photograph, client, idempotency_key(request))
+    pixels = await pipeline.check(photograph.data, photograph.request)
+    wanted = replace(photograph.request, timeout_s=NO_DEADLINE_S)
+    new = NewJob(wanted, photograph.data, pixels=pixels)
+    desk = enabled(pipeline)
+    reports = await desk.submit(client.name, [new], idempotency_key(request))
+    return await answer_submission(pipeline, desk, request, reports, preference)
+
+
+async def answer_submission(
+    pipeline: Pipeline, desk: Jobs, request: Request, reports: list[JobReport], preference: Preference
+) -> Response:
+    """Answers with the jobs of a submission, or with the painting of its one job if the client waits for that."""
     if preference.wait_s:
         wait_s = min(preference.wait_s, pipeline.settings.timeout_s)
-        report = await enabled(pipeline).wait(report.job.id, wait_s)
-    applied = {"Preference-Applied": preference.applied()}
+        reports = await desk.wait([report.job.id for report in reports], wait_s) or reports
+    applied = {"Preference-Applied": preference.applied()} if preference.wants_job else {}
+    if len(reports) > 1:
+        return accepted_album(reports, request, applied)
+    (report,) = reports
     error = job_error(report.job)
-    if error is not None and report.job.status is Status.FAILED:
+    if preference.wants_job and error is not None and report.job.status is Status.FAILED:
         return JSONResponse(error.model_dump(exclude_none=True), error.status, applied | NO_STORE, PROBLEM)
     if preference.wait_s is None or report.job.status is not Status.SUCCEEDED:
-        answer = accepted(report, request)
-        answer.headers.update(applied)
-        return answer
-    job, data = await enabled(pipeline).painting(report.job.id)
+        return accepted(report, request, applied)
+    job, data = await desk.painting(report.job.id)
     assert job.receipt is not None  # it has succeeded
     headers = receipt_headers(job.receipt) | PRIVATE | applied
     headers |= {"Vary": "Accept", "Content-Location": f"{job_address(job, root_path(request))}/image"}
     return Response(data, media_type=job.media_type, headers=headers)
 
 
-def accepted(report: JobReport, request: Request) -> JSONResponse:
+def accepted_album(reports: list[JobReport], request: Request, applied: dict[str, str]) -> JSONResponse:
+    """Answers that photographs will be painted."""
+    infos = [job_info(report, root_path(request)) for report in reports]
+    query = "&".join(f"id={info.id}" for info in infos)
+    after_s = max((poll_after_s(report) or 0 for report in reports), default=0)
+    headers = NO_STORE | applied | {"Location": f"{root_path(request)}/v1/jobs?{query}", "Retry-After": str(after_s)}
+    return JSONResponse(JobList(jobs=infos).model_dump(mode="json", by_alias=True), 202, headers)
+
+
+def accepted(report: JobReport, request: Request, applied: dict[str, str]) -> JSONResponse:
     """Answers that a photograph will be painted."""
     info = job_info(report, root_path(request))
-    headers = job_headers(report) | {"Location": info.links.self_}
+    headers = job_headers(report) | applied | {"Location": info.links.self_}
     headers.setdefault("Retry-After", "0")  # of a key that was repeated: the job is finished
     return JSONResponse(info.model_dump(mode="json", by_alias=True), 202, headers)
 

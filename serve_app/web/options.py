@@ -38,16 +38,30 @@ async def read_photograph(request: Request, options: JobOptions, pipeline: Pipel
         RequestError: if an option is wrong, or there is no photograph. A wrong option of the query need not wait for
             the upload.
     """
-    for name, count in Counter(name for name, _ in request.query_params.multi_items()).items():
-        if count > 1:
-            raise BadOption(f"{name[:64]} is given twice in the query.")
-    accept = ",".join(request.headers.getlist("accept"))
+    refuse_repeated(request)
+    accept = accepted_types(request)
     wanted = stylize_request(options, accept, pipeline)
     upload = await read_upload(request, pipeline.settings.max_bytes)
     if upload.fields:
         options = with_fields(options, upload.fields)
         wanted = stylize_request(options, accept, pipeline)
     return Photograph(upload.data, wanted, isinstance(options, Options) and options.timeout_s is not None)
+
+
+def refuse_repeated(request: Request) -> None:
+    """Checks that no option of a query is given twice.
+
+    Raises:
+        BadOption: if one is.
+    """
+    for name, count in Counter(name for name, _ in request.query_params.multi_items()).items():
+        if count > 1:
+            raise BadOption(f"{name[:64]} is given twice in the query.")
+
+
+def accepted_types(request: Request) -> str:
+    """Returns the media types that a client accepts: all its Accept lines together."""
+    return ",".join(request.headers.getlist("accept"))
 
 
 def with_fields(options: AnyOptions, fields: dict[str, str]) -> AnyOptions:

@@ -4,9 +4,11 @@ from collections.abc import Mapping, Sequence
 from typing import Literal, Protocol
 
 from serve_app.frames import Client, EncodedImage, StylizeRequest
+from serve_app.jobs.news import News
 from serve_app.jobs.words import Job, JobReport, NewJob
 from serve_app.settings import IngressSettings
 from serve_app.styles.catalogue import InstalledStyle, Style
+from serve_app.web.events import Streams
 from serve_app.web.keys import Keys
 
 
@@ -17,11 +19,15 @@ class Jobs(Protocol):
     Gone if there is no such job any more.
     """
 
-    async def submit(self, client: str, new: NewJob, key: str | None = None) -> JobReport:
-        """Queues a job; when it returns, the job is on the disk. `key` is the client's idempotency key.
+    @property
+    def news(self) -> News:
+        """What happens to jobs, for those who watch."""
+
+    async def submit(self, client: str, new: Sequence[NewJob], key: str | None = None) -> list[JobReport]:
+        """Queues jobs, all or none; when it returns, they are on the disk. `key` is the client's idempotency key.
 
         Raises:
-            RequestError: if the key came with another job before, or there is no room.
+            RequestError: if the key came with other jobs before, or there is no room.
         """
 
     async def report(self, job_id: str) -> JobReport:
@@ -43,8 +49,8 @@ class Jobs(Protocol):
     async def remove(self, job_id: str) -> JobReport:
         """Cancels a job that waits or runs, and erases a finished one. Returns the job as it is then."""
 
-    async def wait(self, job_id: str, seconds: float) -> JobReport:
-        """Returns a job when it is finished, and as it is after some seconds at the latest."""
+    async def wait(self, job_ids: Sequence[str], seconds: float) -> list[JobReport]:
+        """Returns jobs when all are finished, and as they are after some seconds at the latest."""
 
     async def state(self) -> Literal["ready", "full", "unavailable", "schema-behind"]:
         """Returns whether jobs work."""
@@ -72,6 +78,10 @@ class Pipeline(Protocol):
     @property
     def jobs(self) -> Jobs | None:
         """Pictures that are painted later; None if jobs are switched off."""
+
+    @property
+    def streams(self) -> Streams | None:
+        """Streams of events; None if jobs are switched off."""
 
     async def stylize(self, data: bytes, request: StylizeRequest, client: Client) -> EncodedImage:
         """Paints a photograph.

@@ -45,7 +45,12 @@ def job_info(report: JobReport, root_path: str) -> JobInfo:
         expires_at=job.expires_at,
         receipt=None if job.receipt is None else receipt_info(job.receipt),
         error=job_error(job),
-        links=JobLinks(self=address, image=f"{address}/image", photo=f"{address}/photo"),
+        links=JobLinks(
+            self=address,
+            image=f"{address}/image",
+            photo=f"{address}/photo",
+            events=f"{root_path.rstrip('/')}/v1/jobs/events?id={job.id}",
+        ),
     )
 
 

@@ -92,7 +92,7 @@ def create_app(pipeline: Pipeline) -> FastAPI:
         headers = receipt_headers(painting.receipt) | {"Vary": "Accept"}
         return Response(painting.data, media_type=painting.media_type, headers=headers)
 
-    add_job_routes(app, pipeline, identify)
+    add_job_routes(app, pipeline, identify, lambda request: client_of(request, pipeline.settings))
 
     @app.get("/v1/styles", summary="Styles that paint here, and those that can be pulled")
     async def styles() -> StyleList:

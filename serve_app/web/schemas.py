@@ -1,5 +1,6 @@
 """Query options, answers and the OpenAPI description of the HTTP interface."""
 
+import re
 from datetime import datetime
 from typing import Annotated, Any, Literal
 
@@ -11,7 +12,8 @@ from serve_app.images.encode import MEDIA_TYPES
 from serve_app.jobs.words import Status as JobStatus
 
 PROBLEM = "application/problem+json"
-MOST_JOBS = 100  # in one question
+MOST_JOBS = 100  # in one question, and in one form
+JOB_ID = re.compile(r"[A-Za-z0-9_-]{1,64}")
 
 
 def format_name(value: Any) -> Any:
@@ -42,6 +44,16 @@ class Options(JobOptions):
         None,
         gt=0,
         description="Seconds from admission to the answer; then 408, and it is not painted. Up to the setting.",
+    )
+
+
+class SubmitOptions(JobOptions):
+    """The options of POST /v1/jobs."""
+
+    source_job: str | None = Field(
+        None,
+        pattern=f"^{JOB_ID.pattern}$",
+        description="Id of an earlier job whose photograph is painted again, in place of a photograph.",
     )
 
 
@@ -127,6 +139,7 @@ class JobLinks(BaseModel):
     self_: str = Field(alias="self")
     image: str = Field(description="The painting, once the job has succeeded.")
     photo: str = Field(description="The upright photograph at the painted size, while it is kept.")
+    events: str = Field(description="Server-sent events of this job.")
 
 
 class JobInfo(BaseModel):
@@ -148,7 +161,7 @@ class JobInfo(BaseModel):
 
 
 class JobList(BaseModel):
-    """The jobs that were asked for, in that order; those that are not known are left out."""
+    """Some jobs: those that were asked for, without those that are not known; or those of a form, in its order."""
 
     jobs: list[JobInfo]
 
@@ -193,17 +206,51 @@ PREFER: dict[str, Any] = {
 }
 
 
+LAST_EVENT_ID: dict[str, Any] = {
+    "name": "Last-Event-ID",
+    "in": "header",
+    "description": "The id of the last event that came, if a stream goes on where another ended; EventSource sends it.",
+    "schema": {"type": "string"},
+}
+
+
 def headers(**texts: str) -> dict[str, Any]:
     """Returns the OpenAPI description of an answer's headers; `_` stands for `-`."""
     return {name.replace("_", "-"): {"description": text, "schema": {"type": "string"}} for name, text in texts.items()}
 
 
+ALBUM: dict[str, Any] = {
+    "requestBody": {
+        "description": (
+            "The photograph, as the body or as the form's field `image`; a form may hold options too. A form with "
+            "several fields `image` makes as many jobs. With `source_job` there is no photograph."
+        ),
+        "content": {
+            "image/*": {"schema": BINARY},
+            "application/octet-stream": {"schema": BINARY},
+            "multipart/form-data": {
+                "schema": {"type": "object", "properties": {"image": {"type": "array", "items": BINARY}}}
+            },
+        },
+    }
+}
 ACCEPTED: dict[int | str, dict[str, Any]] = {
     202: {
         "model": JobInfo,
         "description": "The job. Its photograph is on the disk: it will be painted, whatever happens to a process.",
         "headers": headers(Location="Address of the job.", Retry_After="Seconds after which to ask for it."),
     }
+}
+SUBMITTED: dict[int | str, dict[str, Any]] = {202: ACCEPTED[202] | {"model": JobInfo | JobList}}
+EVENT_STREAM: dict[int | str, dict[str, Any]] = {
+    200: {
+        "description": (
+            "Events `position`, `running`, `done` and `failed`, with a job as data. The stream ends after the last "
+            "job, or after less than a minute; EventSource comes back by itself."
+        ),
+        "content": {"text/event-stream": {"schema": {"type": "string"}}},
+    },
+    204: {"description": "All of the jobs are finished, and Last-Event-ID says that the client knows it."},
 }
 # The last alternative, nothing, is for a service that has its keys off.
 KEY: dict[str, Any] = {"security": [{"bearer": []}, {"header": []}, {}]}

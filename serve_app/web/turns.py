@@ -15,11 +15,13 @@ class Turns:
     Args:
         at_once: requests that have a turn.
         waiting: requests that wait for one; others are refused.
+        refusal: the sentence that they are told.
     """
 
-    def __init__(self, at_once: int, waiting: int) -> None:
+    def __init__(self, at_once: int, waiting: int, refusal: str) -> None:
         self._turns = asyncio.Semaphore(at_once)
         self._most = at_once + waiting
+        self._refusal = refusal
         self._count = 0
 
     @asynccontextmanager
@@ -30,7 +32,7 @@ class Turns:
             TooBusy: if too many wait.
         """
         if self._count >= self._most:
-            raise TooBusy("Too many pictures are being fetched; try again shortly.", retry_after_s=RETRY_AFTER_S)
+            raise TooBusy(self._refusal, retry_after_s=RETRY_AFTER_S)
         self._count += 1
         try:
             async with self._turns:

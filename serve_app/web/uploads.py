@@ -1,7 +1,10 @@
-"""Reads the photograph of an HTTP request in bounded memory: a raw body, or the field `image` of a multipart form."""
+"""Reads photographs of an HTTP request in bounded memory: a raw body, or fields `image` of a multipart form."""
 
 import io
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from urllib.parse import parse_qsl
 
 from python_multipart.multipart import parse_options_header
 from starlette.datastructures import FormData, UploadFile
@@ -13,6 +16,7 @@ from serve_app.errors import BadOption, NoImage, TooManyBytes
 
 FIELD = "image"
 MAX_FIELDS = 20
+MOST_PHOTOS = 100  # in one form
 FORM_OVERHEAD_BYTES = 64 * 1024  # boundaries, part headers and small fields around the photograph
 
 
@@ -32,18 +36,103 @@ async def read_upload(request: Request, max_bytes: int) -> Upload:
         BadOption: if the form gives an option twice.
         TooManyBytes: as soon as more than `max_bytes` are announced or received.
     """
-    is_form = request.headers.get("content-type", "").lower().startswith("multipart/form-data")
-    body_limit = max_bytes + FORM_OVERHEAD_BYTES if is_form else max_bytes
-    announced = request.headers.get("content-length", "")
-    if announced.isdigit() and int(announced) > body_limit:
-        raise too_many_bytes(max_bytes, int(announced))
-    bounded = Request(request.scope, BoundedReceive(request, body_limit, max_bytes).receive)
+    is_form = has_form(request)
+    bounded = bound(request, max_bytes + FORM_OVERHEAD_BYTES if is_form else max_bytes, max_bytes)
     upload = await read_form(bounded) if is_form else Upload(await read_body(bounded))
     if not upload.data:
-        raise NoImage("The request has no picture: send it as the body, or as the field `image` of a form.")
+        raise no_image()
     if len(upload.data) > max_bytes:
         raise too_many_bytes(max_bytes, len(upload.data))
     return upload
+
+
+@asynccontextmanager
+async def album(request: Request, max_bytes: int, max_form_bytes: int) -> AsyncIterator["Album"]:
+    """Reads a body that may hold several photographs, or none: a form, or a photograph as it is.
+
+    Args:
+        request: whose body is read.
+        max_bytes: of a photograph.
+        max_form_bytes: of a form.
+
+    Raises:
+        NoImage: if a form is malformed.
+        BadOption: if a form gives an option twice, or has too many photographs.
+        TooManyBytes: as soon as too many are announced or received.
+    """
+    if not has_form(request):
+        data = await read_body(bound(request, max_bytes, max_bytes))
+        fields = source_fields(request, data)
+        yield Album([] if fields or not data else [data], fields)
+        return
+    bounded = bound(request, max_form_bytes, max_form_bytes)
+    parser = PhotoFormParser(bounded.headers, bounded.stream(), max_files=MOST_PHOTOS, max_fields=MAX_FIELDS)
+    try:
+        form = await parser.parse()
+    except MultiPartException as error:
+        if error.message.startswith("Too many files"):
+            raise BadOption(f"A form holds {MOST_PHOTOS} photographs at most.", MOST_PHOTOS) from None
+        raise NoImage(f"The form cannot be read; send photographs in its fields `{FIELD}`.") from error
+    try:
+        yield Album([each for each in form.getlist(FIELD) if isinstance(each, UploadFile)], text_fields(form))
+    finally:
+        await form.close()
+
+
+@dataclass(frozen=True)
+class Album:
+    """Photographs, and the options that came with them as fields of a form.
+
+    Attributes:
+        photos: bytes, or files on the disk.
+        fields: options.
+    """
+
+    photos: Sequence[bytes | UploadFile]
+    fields: dict[str, str] = field(default_factory=dict)
+
+    async def read(self, at: int) -> bytes:
+        """Returns the bytes of a photograph."""
+        photo = self.photos[at]
+        return photo if isinstance(photo, bytes) else await photo.read()
+
+
+def source_fields(request: Request, data: bytes) -> dict[str, str]:
+    """Returns the options of a body that is a form without files; none if it is a photograph.
+
+    Many programs call any body `application/x-www-form-urlencoded`, so only one that names a source job counts.
+    """
+    is_named = request.headers.get("content-type", "").lower().startswith("application/x-www-form-urlencoded")
+    if not is_named or len(data) > FORM_OVERHEAD_BYTES or b"source_job=" not in data:
+        return {}
+    fields: dict[str, str] = {}
+    for name, value in parse_qsl(data.decode("utf-8", "replace")):
+        if name in fields:
+            raise BadOption(f"{name[:64]} is given twice in the form.")
+        fields[name] = value
+    return fields
+
+
+def has_form(request: Request) -> bool:
+    """Returns whether the body of a request is a form that may hold files."""
+    return request.headers.get("content-type", "").lower().startswith("multipart/form-data")
+
+
+def bound(request: Request, body_limit: int, max_bytes: int) -> Request:
+    """Returns a request whose body ends with a refusal if it is too long.
+
+    Args:
+        request: with nothing of its body read.
+        body_limit: bytes of the body.
+        max_bytes: that the refusal names.
+
+    Raises:
+        TooManyBytes: if more are announced.
+    """
+    announced = request.headers.get("content-length", "")
+    if announced.isdigit() and int(announced) > body_limit:
+        raise too_many_bytes(max_bytes, int(announced))
+    return Request(request.scope, BoundedReceive(request, body_limit, max_bytes).receive)
 
 
 async def read_body(request: Request) -> bytes:
@@ -121,6 +210,11 @@ class BoundedReceive:
         if self._received > self._body_limit:
             raise too_many_bytes(self._max_bytes, self._received)
         return message
+
+
+def no_image() -> NoImage:
+    """Returns the refusal of a request without a photograph."""
+    return NoImage(f"The request has no picture: send it as the body, or as the field `{FIELD}` of a form.")
 
 
 def too_many_bytes(limit: int, actual: int) -> TooManyBytes:

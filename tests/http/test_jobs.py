@@ -10,9 +10,10 @@ from typing import Any
 import pytest
 from fakes import FakePipeline
 from httpx2 import Response
-from jobstores import Bench, make_settings, painting
+from jobstores import make_settings, painting
 from pictures import opened, photo_bytes
 from PIL import Image
+from shop import ADDRESS, PHOTO, Shop, assert_problem
 from starlette.testclient import TestClient
 from workers import end, work_off, working
 
@@ -24,43 +25,7 @@ from serve_app.settings import IngressSettings
 from serve_app.web.keys import KeyRing, parse_keys
 from serve_app.web.routes import create_app
 
-PHOTO = photo_bytes(60, 80)
-ADDRESS = "192.0.2.1"
 OFF = "This service paints while you wait, at /v1/stylize. Whoever runs it can switch jobs on."
-
-
-class Shop:
-    """A service with jobs, its store, and an HTTP client."""
-
-    def __init__(self, folder: Path, pipeline: FakePipeline | None = None, **settings: Any) -> None:
-        self.bench = Bench(make_settings(folder, **settings))
-        self.desk = JobDesk(self.bench.settings)
-        self.pipeline = pipeline or FakePipeline()
-        self.pipeline.jobs = self.desk
-        self.http = TestClient(create_app(self.pipeline), raise_server_exceptions=False, client=(ADDRESS, 50000))
-
-    def submit(self, photo: bytes = PHOTO, query: str = "", **headers: str) -> dict[str, Any]:
-        named = {name.replace("_", "-"): value for name, value in headers.items()}
-        answer = self.http.post(f"/v1/jobs{query}", content=photo, headers=named)
-        assert answer.status_code == 202, answer.text
-        job: dict[str, Any] = answer.json()
-        return job
-
-    def succeed(self, photo: bytes = PHOTO, query: str = "") -> dict[str, Any]:
-        job = self.submit(photo, query)
-        assert work_off(self.bench.store) == 1
-        return self.look(job)
-
-    def look(self, job: dict[str, Any]) -> dict[str, Any]:
-        answer = self.http.get(job["links"]["self"])
-        assert answer.status_code == 200, answer.text
-        found: dict[str, Any] = answer.json()
-        return found
-
-    def close(self) -> None:
-        self.desk.close()
-        self.bench.close()
-
 
 MakeShop = Callable[..., Shop]
 
@@ -83,13 +48,6 @@ def shop(make_shop: MakeShop) -> Shop:
     return make_shop()
 
 
-def assert_problem(answer: Response, status: int, code: str, detail: str | None = None) -> None:
-    assert answer.headers["content-type"] == "application/problem+json"
-    document = answer.json()
-    assert (answer.status_code, document["status"], document["code"]) == (status, status, code)
-    assert detail is None or document["detail"] == detail
-
-
 class TestSubmitting:
     def test_a_photo_is_accepted_and_on_the_disk(self, shop: Shop) -> None:
         answer = shop.http.post("/v1/jobs?max_side=40&format=png", content=PHOTO)
@@ -110,7 +68,12 @@ class TestSubmitting:
             "expires_at": None,
             "receipt": None,
             "error": None,
-            "links": {"self": address, "image": f"{address}/image", "photo": f"{address}/photo"},
+            "links": {
+                "self": address,
+                "image": f"{address}/image",
+                "photo": f"{address}/photo",
+                "events": f"/v1/jobs/events?id={job['id']}",
+            },
         }
         stored = shop.bench.store.get(job["id"])
         assert stored.request is not None
@@ -162,7 +125,7 @@ class TestSubmitting:
         assert_problem(shop.http.post("/v1/jobs", content=photo_bytes(61, 80, "GIF")), 413, "too-many-pixels")
 
     def test_a_job_has_no_deadline_to_be_given(self, shop: Shop) -> None:
-        detail = "timeout_s is not an option (known: style, max_side, format, quality)."
+        detail = "timeout_s is not an option (known: style, max_side, format, quality, source_job)."
         assert_problem(shop.http.post("/v1/jobs?timeout_s=5", content=PHOTO), 400, "bad-option", detail)
 
     def test_a_full_store_and_a_full_queue_say_so(self, make_shop: MakeShop) -> None:
@@ -512,7 +475,7 @@ def test_waiting_requests_hold_no_more_places_than_are_theirs(
             target=lambda: first.append(shop.http.post("/v1/stylize", content=PHOTO, headers=headers))
         )
         thread.start()
-        while not shop.desk._watch.waiting:
+        while not shop.desk.news.watched:
             time.sleep(0.01)
         began = time.monotonic()
         assert shop.http.post("/v1/stylize", content=PHOTO, headers=headers).status_code == 202

@@ -11,6 +11,7 @@ from serve_app.images.header import read_header, refuse_large
 from serve_app.images.resize import painted_size
 from serve_app.settings import CodecSettings, IngressSettings
 from serve_app.styles.catalogue import InstalledStyle, Style
+from serve_app.web.events import Streams
 from serve_app.web.keys import Keys, KeysOff
 from serve_app.web.pipeline import Jobs
 
@@ -37,7 +38,10 @@ class FakePipeline:
     ) -> None:
         self.settings = settings or IngressSettings()
         self.keys: Keys = keys or KeysOff()
-        self.jobs = jobs
+        self.jobs: Jobs | None = None
+        self.streams: Streams | None = None
+        if jobs is not None:
+            self.have(jobs)
         self.max_pixels = max_pixels or CodecSettings().max_pixels
         self.fault = fault
         self.ready = ready
@@ -78,6 +82,11 @@ class FakePipeline:
                 credit="the fake orchard",
             )
         }
+
+    def have(self, jobs: Jobs) -> None:
+        """Switches jobs on."""
+        self.jobs = jobs
+        self.streams = Streams(jobs.news, lambda: self.settings.max_streams)
 
     async def stylize(self, data: bytes, request: StylizeRequest, client: Client) -> EncodedImage:
         self.requests.append(request)

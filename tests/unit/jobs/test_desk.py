@@ -13,16 +13,15 @@ from sqlalchemy.exc import IntegrityError, ProgrammingError
 
 from serve_app.errors import StoreUnavailable
 from serve_app.jobs import desk as module
-from serve_app.jobs import watch
+from serve_app.jobs import news, threads
 from serve_app.jobs.blobs import LocalBlobs
 from serve_app.jobs.database import Database
 from serve_app.jobs.desk import JobDesk
 from serve_app.jobs.store import JobStore
 from serve_app.jobs.table import jobs
-from serve_app.jobs.watch import Watch
 from serve_app.jobs.words import Job, NewJob, Status
 
-NEW = NewJob(REQUEST, b"photo", pixels=100)
+NEW = [NewJob(REQUEST, b"photo", pixels=100)]
 
 
 def test_a_call_that_takes_long_holds_up_nothing_but_others_of_its_kind(
@@ -41,13 +40,13 @@ def test_a_call_that_takes_long_holds_up_nothing_but_others_of_its_kind(
     monkeypatch.setattr(JobStore, "find", slow)
 
     async def work() -> None:
-        calls = [asyncio.ensure_future(desk.find(["x"])) for _ in range(3 * module.THREADS)]
+        calls = [asyncio.ensure_future(desk.find(["x"])) for _ in range(3 * threads.THREADS)]
         try:
             async with asyncio.timeout(10):
-                while len(names) < module.THREADS:
+                while len(names) < threads.THREADS:
                     await asyncio.sleep(0.01)
             await asyncio.wait_for(asyncio.to_thread(bool), 5)  # the pool of everybody else is free
-            assert len(names) == module.THREADS
+            assert len(names) == threads.THREADS
         finally:
             may_go_on.set()
         await asyncio.gather(*calls)
@@ -75,8 +74,8 @@ def test_a_store_that_cannot_be_opened_is_tried_again_but_not_at_every_call(
         obstacle.unlink()
         with pytest.raises(StoreUnavailable):
             await desk.submit("ann", NEW)
-        monkeypatch.setattr(desk, "_try_again_at", time.monotonic())
-        assert (await desk.submit("ann", NEW)).job.status is Status.QUEUED
+        monkeypatch.setattr(desk._threads, "_try_again_at", time.monotonic())
+        assert (await desk.submit("ann", NEW))[0].job.status is Status.QUEUED
         assert await desk.state() == "ready"
 
     asyncio.run(work())
@@ -127,7 +126,7 @@ def test_an_estimate_that_fails_does_not_take_an_accepted_job_back(
         raise StoreUnavailable("It has just gone.")
 
     monkeypatch.setattr("serve_app.jobs.positions.Positions.outlook_now", fails)
-    report = asyncio.run(desk.submit("ann", NEW))
+    (report,) = asyncio.run(desk.submit("ann", NEW))
     assert (report.job.status, report.outlook) == (Status.QUEUED, None)
     desk.close()
 
@@ -137,39 +136,16 @@ def test_who_waits_is_told_of_the_end_and_of_nothing_before(bench: Bench) -> Non
     job = bench.submit()
 
     async def work() -> None:
-        assert (await desk.wait(job.id, 0.4)).job.status is Status.QUEUED
-        waiting = asyncio.ensure_future(desk.wait(job.id, 60))
+        assert (await desk.wait([job.id], 0.4))[0].job.status is Status.QUEUED
+        waiting = asyncio.ensure_future(desk.wait([job.id], 60))
         lease = bench.claim()
-        await asyncio.sleep(2 * watch.LOOK_EVERY_S)
+        await asyncio.sleep(2 * news.LOOK_S)
         assert not waiting.done()
         assert bench.store.finish(lease, painting())
-        assert (await asyncio.wait_for(waiting, 20)).job.status is Status.SUCCEEDED
+        assert (await asyncio.wait_for(waiting, 20))[0].job.status is Status.SUCCEEDED
 
     asyncio.run(work())
     desk.close()
-
-
-def test_all_who_wait_share_one_look_and_it_survives_a_store_that_is_gone_for_a_while(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr(watch, "LOOK_EVERY_S", 0.01)
-    looks: list[list[str]] = []
-
-    async def find(job_ids: Sequence[str]) -> dict[str, Job]:
-        looks.append(sorted(job_ids))
-        if len(looks) < 3:
-            raise StoreUnavailable("Gone for a while.")
-        return {}  # forgotten: nobody needs to wait any more
-
-    async def work() -> None:
-        shared = Watch(find)
-        await asyncio.gather(*(shared.end(job_id, 60) for job_id in ("a", "a", "b")))
-        assert looks == [["a", "b"]] * 3
-        assert shared.waiting == 0
-        await asyncio.sleep(0.05)
-        assert len(looks) == 3  # nobody waits, nobody looks
-
-    asyncio.run(work())
 
 
 def test_an_id_is_in_no_text_of_an_error_of_the_database(tmp_path: Path) -> None:
@@ -183,7 +159,7 @@ def test_an_id_is_in_no_text_of_an_error_of_the_database(tmp_path: Path) -> None
 
 
 def test_calls_beyond_a_bound_are_refused_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "MAX_PENDING", 3)
+    monkeypatch.setattr(threads, "MAX_PENDING", 3)
     may_go_on = threading.Event()
 
     def slow(self: JobStore, job_ids: Sequence[str]) -> dict[str, Job]:
@@ -209,8 +185,8 @@ def test_calls_beyond_a_bound_are_refused_at_once(tmp_path: Path, monkeypatch: p
 def test_nobody_else_waits_for_a_database_that_has_just_not_answered(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module, "SILENT_S", 0.05)
-    monkeypatch.setattr(module, "REFUSE_S", 0.5)
+    monkeypatch.setattr(threads, "SILENT_S", 0.05)
+    monkeypatch.setattr(threads, "REFUSE_S", 0.5)
     calls = []
 
     def silent(self: JobStore, job_ids: Sequence[str]) -> dict[str, Job]:

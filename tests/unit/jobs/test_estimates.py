@@ -12,7 +12,7 @@ from sqlalchemy import update
 from serve_app.jobs.estimates import Pace, Run, covered, eta_of_running, eta_of_waiting, measure_pace
 from serve_app.jobs.positions import MEASURED_JOBS, Positions
 from serve_app.jobs.table import jobs
-from serve_app.jobs.words import NewJob, Outlook
+from serve_app.jobs.words import Job, NewJob, Outlook
 
 STEP_S = 0.01
 
@@ -143,14 +143,18 @@ def test_outlooks_come_from_the_table(bench: Bench) -> None:
     now = 100.0
     positions = Positions(bench.database, lambda: now)
     ids = [store.submit("ann", [NewJob(REQUEST, b"photo", pixels=1000)]).jobs[0].id for _ in range(4)]
+
+    def found() -> list[Job]:
+        return list(store.find(ids).values())
+
     assert positions.outlook_now(ids[1]) == Outlook(1, None)
     assert positions.outlook_now(ids[1], rate=1000) == Outlook(1, 2)
     assert store.finish(bench.claim(), painting())
     with bench.database.write() as connection:
         connection.execute(update(jobs).where(jobs.c.id == ids[0]).values(started_at=jobs.c.finished_at - 4000))
-    assert positions.outlooks(ids, rate=1000)[ids[2]] == Outlook(1, 2)  # a measurement of the last second
+    assert positions.outlooks(found(), rate=1000)[ids[2]] == Outlook(1, 2)  # a measurement of the last second
     now = 102.0
-    assert positions.outlooks(ids) == {ids[1]: Outlook(0, 4), ids[2]: Outlook(1, 8), ids[3]: Outlook(2, 12)}
+    assert positions.outlooks(found()) == {ids[1]: Outlook(0, 4), ids[2]: Outlook(1, 8), ids[3]: Outlook(2, 12)}
     assert positions.outlook_now(ids[3]) == Outlook(2, 12)
     assert positions.outlook_now(ids[0]) is None
     bench.claim()

@@ -9,7 +9,7 @@ from serve_app.web.turns import Turns
 
 
 def test_so_many_have_a_turn_so_many_wait_and_the_others_are_refused() -> None:
-    turns = Turns(at_once=2, waiting=1)
+    turns = Turns(at_once=2, waiting=1, refusal="Too many.")
     inside = most = 0
     may_go_on = asyncio.Event()
 

@@ -1,0 +1,95 @@
+"""What a submission asks for: one job, as many as a form has photographs, or an earlier photograph once more."""
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import replace
+
+from starlette.requests import Request
+
+from serve_app.errors import BadOption, RequestError, TooBusy
+from serve_app.frames import StylizeRequest
+from serve_app.images.resize import painted_size
+from serve_app.jobs.words import NewJob
+from serve_app.web.options import accepted_types, refuse_repeated, stylize_request, with_fields
+from serve_app.web.pipeline import Jobs, Pipeline
+from serve_app.web.schemas import SubmitOptions
+from serve_app.web.turns import Turns
+from serve_app.web.uploads import album, no_image, too_many_bytes
+
+NO_DEADLINE_S = StylizeRequest.timeout_s  # whatever the settings are, or a repeated submission would not be the same
+
+
+class Albums:
+    """Reads submissions. Albums are held in memory one at a time; until its turn comes, one lies on the disk.
+
+    Args:
+        pipeline: of the service.
+    """
+
+    def __init__(self, pipeline: Pipeline) -> None:
+        self._pipeline = pipeline
+        self._turns = Turns(1, 8, "Too many albums are arriving; try again shortly.")
+
+    @asynccontextmanager
+    async def new_jobs(self, request: Request, options: SubmitOptions, jobs: Jobs) -> AsyncIterator[list[NewJob]]:
+        """Reads the photographs of a submission, for as long as they are needed.
+
+        One photograph that can never be painted is refused. In an album it becomes a job that has failed, so that the
+        others are not lost, unless it is so with all of them.
+
+        Raises:
+            RequestError: if an option is wrong, or there is nothing that could be painted.
+        """
+        settings = self._pipeline.settings
+        refuse_repeated(request)
+        stylize_request(options, accepted_types(request), self._pipeline)  # what is wrong need not wait for the upload
+        async with album(request, settings.max_bytes, settings.max_form_bytes) as sent:
+            if sent.fields:
+                options = with_fields(options, sent.fields)
+            wanted = stylize_request(options, accepted_types(request), self._pipeline)
+            wanted = replace(wanted, timeout_s=NO_DEADLINE_S)
+            if options.source_job is not None:
+                if sent.photos:
+                    raise BadOption("source_job is given in place of a photograph, not with one.")
+                yield [await again(jobs, options.source_job, wanted)]
+            elif len(sent.photos) > 1:
+                async with self._turns.turn():
+                    new = [await self._new_job(await sent.read(at), wanted) for at in range(len(sent.photos))]
+                    if all(job.error is not None for job in new):
+                        raise new[0].error or no_image()
+                    yield new
+            else:
+                job = await self._new_job(await sent.read(0) if sent.photos else b"", wanted)
+                if job.error is not None:
+                    raise job.error
+                yield [job]
+
+    async def _new_job(self, data: bytes, wanted: StylizeRequest) -> NewJob:
+        """Looks at the header of a photograph.
+
+        Raises:
+            RequestError: if that cannot be done now.
+        """
+        max_bytes = self._pipeline.settings.max_bytes
+        try:
+            if not data:
+                raise no_image()
+            if len(data) > max_bytes:
+                raise too_many_bytes(max_bytes, len(data))
+            return NewJob(wanted, data, pixels=await self._pipeline.check(data, wanted))
+        except RequestError as error:
+            if error.status >= 500 or isinstance(error, TooBusy):
+                raise
+            return NewJob(wanted, data, error=error)
+
+
+async def again(jobs: Jobs, job_id: str, wanted: StylizeRequest) -> NewJob:
+    """Returns a job that paints the photograph of an earlier one.
+
+    Raises:
+        UnknownJob, Gone: if there is no such job any more.
+        TooSmall: if a painted side would be under the generator's minimum.
+    """
+    receipt = (await jobs.report(job_id)).job.receipt
+    pixels = None if receipt is None else painted_size(receipt.original, wanted.max_side, wanted.multiple).pixels
+    return NewJob(wanted, source=job_id, pixels=pixels)
