@@ -25,7 +25,7 @@ from serve_app.jobs.desk import JobDesk
 from serve_app.queueing.admission import AdmissionController, Limits, QueueFull
 from serve_app.settings import IngressSettings, Settings, load_settings
 from serve_app.styles.catalogue import find_style, installed_styles, read_catalogue
-from serve_app.web.events import Streams
+from serve_app.web.events import IN_SERVE_S, Streams
 from serve_app.web.keys import KeyRing, Keys, load_keys
 from serve_app.web.routes import create_app
 
@@ -69,7 +69,7 @@ class Ingress:
         if settings.jobs.enabled:
             self.jobs = JobDesk(settings.jobs, lambda: self.admission.pixels_per_second)
             self.jobs.open_soon()
-            self.streams = Streams(self.jobs.news, lambda: self.settings.max_streams)
+            self.streams = Streams(self.jobs.news, lambda: self.settings.max_streams, IN_SERVE_S)
         warn_without_guard()
 
     def __serve_build_asgi_app__(self) -> ASGIApp:

@@ -15,17 +15,18 @@ from typing import TYPE_CHECKING, Any
 
 from serve_app.errors import RequestError, StoreUnavailable
 from serve_app.jobs.threads import StoreThreads
-from serve_app.jobs.words import Job, JobReport, Outlook
+from serve_app.jobs.words import Job, JobReport, Status
 
 if TYPE_CHECKING:  # SQLAlchemy, which a process without jobs does without
+    from serve_app.jobs.positions import Look
     from serve_app.jobs.reader import JobReader, Seen
 
 LOOK_S = 0.25  # between two looks
 TOLD_S = 5.0  # between two looks while the database says when something happens
 GATHER_S = 0.05  # from such a word to the look, so that one look serves for several
 EVERYTHING_S = 15.0  # between two looks at all jobs, for what no look at changes shows: that one was erased
-OUTLOOK_S = 1.0  # between two looks at the queue,
-OUTLOOK_SHARE = 20  # which take a twentieth of one thread at most
+QUEUE_S = 1.0  # between two looks at the queue,
+QUEUE_SHARE = 20  # which take a twentieth of one thread at most
 LISTEN_AGAIN_S = 5.0
 
 
@@ -35,13 +36,11 @@ class Watched:
 
     Attributes:
         job: as it was seen last; None if it does not exist.
-        outlook: of an unfinished job.
         is_seen: whether it was looked at.
         watchers: of the job.
     """
 
     job: Job | None = None
-    outlook: Outlook | None = None
     is_seen: bool = False
     watchers: "set[Watcher]" = field(default_factory=set)
 
@@ -54,12 +53,17 @@ class Watched:
 class Watcher:
     """Somebody who watches some jobs.
 
+    Args:
+        news: where.
+        jobs: see below.
+
     Attributes:
         jobs: by id, in the order in which they were asked for.
         has_news: is set when a job has changed, or at the watcher's own wish.
     """
 
-    def __init__(self, jobs: dict[str, Watched]) -> None:
+    def __init__(self, news: "News", jobs: dict[str, Watched]) -> None:
+        self._news = news
         self.jobs = jobs
         self.has_news = asyncio.Event()
 
@@ -76,7 +80,7 @@ class Watcher:
     def report(self, job_id: str) -> JobReport | None:
         """Returns a job as it was seen last; None if it does not exist, or is not watched."""
         watched = self.jobs.get(job_id)
-        return None if watched is None or watched.job is None else JobReport(watched.job, watched.outlook)
+        return None if watched is None or watched.job is None else self._news.report(watched.job)
 
 
 class News:
@@ -101,8 +105,10 @@ class News:
         self._wake = asyncio.Event()
         self._looking: asyncio.Task[None] | None = None
         self._is_told = False
+        self._has_gaps = False  # jobs wait that the last look at the queue was too old for
         self._since_ms: int | None = None
-        self._everything_at = self._outlooks_at = 0.0
+        self._queue: Look | None = None
+        self._everything_at = self._queue_at = 0.0
         self._first: asyncio.Future[None] | None = None  # the next look, for those who wait for their first
 
     @property
@@ -113,7 +119,7 @@ class News:
     @contextmanager
     def watching(self, job_ids: Iterable[str]) -> Iterator[Watcher]:
         """Watches some jobs for the length of a block."""
-        watcher = Watcher({each: self._jobs.setdefault(each, Watched()) for each in job_ids})
+        watcher = Watcher(self, {each: self._jobs.setdefault(each, Watched()) for each in job_ids})
         for watched in watcher.jobs.values():
             watched.watchers.add(watcher)
         if self._looking is None or self._looking.done():
@@ -128,6 +134,11 @@ class News:
                 watched.watchers.discard(watcher)
                 if not watched.watchers:
                     self._jobs.pop(job_id, None)
+
+    def report(self, job: Job) -> JobReport:
+        """Returns a job with its outlook by the last look at the queue."""
+        is_open = job.status.is_unfinished and self._queue is not None
+        return JobReport(job, self._queue.outlook(job) if is_open and self._queue else None)
 
     async def first_look(self, watcher: Watcher) -> None:
         """Returns when each of a watcher's jobs was looked at.
@@ -159,7 +170,7 @@ class News:
 
     async def _pause(self) -> None:
         with suppress(TimeoutError):
-            await asyncio.wait_for(self._wake.wait(), TOLD_S if self._is_told else LOOK_S)
+            await asyncio.wait_for(self._wake.wait(), TOLD_S if self._is_told and not self._has_gaps else LOOK_S)
             await asyncio.sleep(GATHER_S)
         self._wake.clear()
 
@@ -170,35 +181,33 @@ class News:
         if not unseen and not known:
             return
         is_everything = began >= self._everything_at
-        with_outlooks = began >= self._outlooks_at or bool(unseen)
+        with_queue = began >= self._queue_at or self._has_gaps
         seen = await self._threads.call(
             lambda store: look(
-                self._reader(store), known, unseen, None if is_everything else self._since_ms, with_outlooks
+                self._reader(store), known, unseen, None if is_everything else self._since_ms, with_queue
             )
         )
         self._since_ms = seen.now_ms
         if is_everything:
             self._everything_at = began + EVERYTHING_S
-        if with_outlooks:
-            self._outlooks_at = self._clock() + max(OUTLOOK_S, OUTLOOK_SHARE * (self._clock() - began))
-        self._take(seen, with_outlooks)
+        if seen.queue is not None:
+            self._queue = seen.queue
+            self._queue_at = self._clock() + max(QUEUE_S, QUEUE_SHARE * (self._clock() - began))
+        self._take(seen)
 
-    def _take(self, seen: "Seen", with_outlooks: bool) -> None:
+    def _take(self, seen: "Seen") -> None:
+        self._has_gaps = False
         for job_id, job in seen.jobs.items():
             watched = self._jobs.get(job_id)
             if watched is None:
                 continue
             is_new = not watched.is_seen or status_of(watched.job) != status_of(job)
             watched.job, watched.is_seen = job, True
-            if watched.is_over:
-                watched.outlook = None
+            if job is not None and job.status is Status.QUEUED:
+                self._has_gaps = self._has_gaps or self.report(job).outlook is None
             if is_new:
                 for watcher in watched.watchers:
                     watcher.has_news.set()
-        if with_outlooks:
-            for job_id, outlook in seen.outlooks.items():
-                if job_id in self._jobs:
-                    self._jobs[job_id].outlook = outlook
 
     def _end_first(self, error: RequestError | None) -> None:
         first, self._first = self._first, None
@@ -240,12 +249,12 @@ class News:
 
 
 def look(
-    reader: "JobReader", known: dict[str, Job], unseen: list[str], since_ms: int | None, with_outlooks: bool
+    reader: "JobReader", known: dict[str, Job], unseen: list[str], since_ms: int | None, with_queue: bool
 ) -> "Seen":
     """Looks at jobs; for a thread."""
     from serve_app.jobs.reader import Ask
 
-    return reader.look(Ask(known, unseen, since_ms, with_outlooks))
+    return reader.look(Ask(known, unseen, since_ms, with_queue))
 
 
 def status_of(job: Job | None) -> str:

@@ -30,7 +30,7 @@ class Look:
     Attributes:
         running: jobs that run, by their ids.
         waiting: places of the jobs that wait, in order.
-        order: how many wait before each of them, by their numbers.
+        order: how many wait before each of them, by the numbers of the jobs.
         pixels: of the first one that waits, of the first two and so on.
         pace: as measured lately; None before the first job was painted.
     """
@@ -40,6 +40,22 @@ class Look:
     order: dict[int, int]
     pixels: list[int]
     pace: Pace | None
+
+    def outlook(self, job: Job, rate: float = 0.0) -> Outlook | None:
+        """Returns the outlook of a job; None if it neither waited nor ran at the moment of the look.
+
+        Args:
+            job: as it was seen at any time.
+            rate: see `Positions.outlook_now`.
+        """
+        pace = self.pace or guess(rate, self.running)
+        if job.id in self.running:
+            return outlook_of_running(self.running[job.id], self.running, pace)
+        count = self.order.get(job.number)
+        if count is None:
+            return None
+        before = self.pixels[count - 1] if count else 0
+        return outlook_of_waiting(self.pixels[count] - before, count, before, self.running, pace)
 
 
 class Positions:
@@ -88,19 +104,14 @@ class Positions:
             rate: see `outlook_now`.
             is_fresh: whether to look now.
         """
+        look = self.look(0.0 if is_fresh else CACHED_S)
+        found = {job.id: look.outlook(job, rate) for job in unfinished}
+        return {job_id: outlook for job_id, outlook in found.items() if outlook is not None}
+
+    def look(self, age_s: float = CACHED_S) -> Look:
+        """Returns a look at the queue that is not older than so many seconds."""
         with self._database.read() as connection:
-            look = self._recent_look(connection, 0.0 if is_fresh else CACHED_S)
-        pace = look.pace or guess(rate, look.running)
-        outlooks: dict[str, Outlook] = {}
-        for job in unfinished:
-            if job.id in look.running:
-                outlooks[job.id] = outlook_of_running(look.running[job.id], look.running, pace)
-            elif job.number in look.order:
-                count = look.order[job.number]
-                before = look.pixels[count - 1] if count else 0
-                own = look.pixels[count] - before
-                outlooks[job.id] = outlook_of_waiting(own, count, before, look.running, pace)
-        return outlooks
+            return self._recent_look(connection, age_s)
 
     def _recent_look(self, connection: Connection, age_s: float) -> Look:
         with self._lock:

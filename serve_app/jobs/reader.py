@@ -1,17 +1,17 @@
 """Reads jobs for whoever watches them: without their pictures, and without changing anything."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from sqlalchemy import select
 from sqlalchemy.exc import SQLAlchemyError
 
 from serve_app.jobs.database import Database, open_database
-from serve_app.jobs.positions import Positions
+from serve_app.jobs.positions import Look, Positions
 from serve_app.jobs.rows import to_job
 from serve_app.jobs.schema import behind, migrate
 from serve_app.jobs.table import IS_FINISHED, RUNNING, jobs, now_ms
-from serve_app.jobs.words import Job, Outlook, Status
+from serve_app.jobs.words import Job, Status
 from serve_app.settings import JobsSettings
 
 FIND = 500  # ids in one statement
@@ -26,13 +26,13 @@ class Ask:
         known: unfinished jobs by id, as they were seen last.
         unseen: ids of jobs that were not looked at yet.
         since_ms: the time of the last look; None for a look at all jobs anew.
-        with_outlooks: whether also to look at the queue.
+        with_queue: whether also to look at the queue.
     """
 
     known: Mapping[str, Job]
     unseen: Sequence[str] = ()
     since_ms: int | None = None
-    with_outlooks: bool = False
+    with_queue: bool = False
 
 
 @dataclass(frozen=True)
@@ -42,12 +42,12 @@ class Seen:
     Attributes:
         now_ms: when, by the database's clock.
         jobs: those that have changed or were not seen before; None for one that does not exist.
-        outlooks: of the unfinished ones, by id; empty if they were not asked for.
+        queue: if it was asked for.
     """
 
     now_ms: int
     jobs: dict[str, Job | None]
-    outlooks: dict[str, Outlook] = field(default_factory=dict)
+    queue: Look | None = None
 
 
 class JobReader:
@@ -91,10 +91,7 @@ class JobReader:
         asked = [*changed, *ask.unseen]
         found = self.find(asked)
         seen: dict[str, Job | None] = {each: found.get(each) for each in asked}
-        if not ask.with_outlooks:
-            return Seen(now, seen)
-        present = {**ask.known, **seen}.values()
-        return Seen(now, seen, self.positions.outlooks([job for job in present if job and job.status.is_unfinished]))
+        return Seen(now, seen, self.positions.look() if ask.with_queue else None)
 
     def listen(self, heard: Callable[[], None], is_over: Callable[[], bool]) -> bool:
         """Tells of each transition of any job until it is over; see `Database.listen`."""

@@ -31,7 +31,8 @@ from serve_app.web.receipts import job_info
 from serve_app.web.schemas import JOB_ID, JobIds
 
 EVENTS = "/v1/jobs/events"
-STREAM_S = 50.0  # of one stream, below any limit of Serve's and most of balancers'; the client comes back by itself
+IN_SERVE_S = 50.0  # for a stream in an Ingress, which Serve's request_timeout_s would cut off
+IN_PROXY_S = 280.0  # for one in a proxy, where that limit does not count; the client comes back by itself
 COMMENT_S = 15.0  # without a word, after which a comment keeps the connection open
 RETRY_MS = 3000  # after which a client comes back that has lost its connection,
 SOON_MS = 100  # and after an end of ours
@@ -57,6 +58,7 @@ class Streams:
     Args:
         news: what happens to jobs.
         most: returns how many there may be at a time; one client has a share of those that are free.
+        length_s: of a stream, at most.
         clock: seconds, monotonic.
         on_change: is called when a stream has begun or ended.
     """
@@ -65,12 +67,14 @@ class Streams:
         self,
         news: News,
         most: Callable[[], int],
+        length_s: float = IN_PROXY_S,
         clock: Callable[[], float] = time.monotonic,
         on_change: Callable[[], None] = lambda: None,
     ) -> None:
         self.open: Counter[str] = Counter()  # by client
         self._news = news
         self._most = most
+        self._length_s = length_s
         self._clock = clock
         self._on_change = on_change
 
@@ -106,7 +110,7 @@ class Streams:
             gone = asyncio.create_task(disconnect(receive))
             gone.add_done_callback(lambda _: watcher.has_news.set())
             try:
-                async with asyncio.timeout(2 * STREAM_S):
+                async with asyncio.timeout(2 * self._length_s):
                     await self._tell(stream, watcher, send, gone)
             except TimeoutError:  # it does not read
                 raise ClientGone from None
@@ -128,10 +132,10 @@ class Streams:
             if text:
                 said_at = now
                 await send({"type": "http.response.body", "body": text.encode(), "more_body": True})
-            if watcher.is_over or now - began >= STREAM_S:
+            if watcher.is_over or now - began >= self._length_s:
                 break
             pause_s = self._position_s()
-            until = min(positions_at + pause_s, said_at + COMMENT_S, began + STREAM_S)
+            until = min(positions_at + pause_s, said_at + COMMENT_S, began + self._length_s)
             with suppress(TimeoutError):
                 async with asyncio.timeout(max(0.0, until - self._clock())):
                     await watcher.news()
@@ -191,6 +195,8 @@ class Stream:
         for at, job_id in enumerate(self._ids):
             report = self._watcher.report(job_id)
             state, known = state_of(report), self._known[at]
+            if state == "q":  # its position is not known yet
+                continue
             has_moved_only = state[0] == "q" and known[:1] == "q"
             if state != known and (with_positions or not has_moved_only):
                 self._known[at] = state

@@ -103,7 +103,7 @@ def test_a_job_that_was_erased_is_told_at_the_next_look_at_everything(
 
 
 def test_positions_follow_the_queue(office: Office, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "OUTLOOK_S", 0.0)
+    monkeypatch.setattr(module, "QUEUE_S", 0.0)
     monkeypatch.setattr("serve_app.jobs.positions.CACHED_S", 0.0)
     ids = [office.bench.submit().id for _ in range(3)]
 

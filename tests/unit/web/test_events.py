@@ -2,7 +2,6 @@
 
 import asyncio
 import json
-import time
 from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -94,13 +93,13 @@ class Hall:
     def __init__(self, folder: Path) -> None:
         self.bench = Bench(make_settings(folder))
         self.most = 100
-        self.clock: Callable[[], float] = time.monotonic
+        self.length_s = 60.0
 
     def run(self, scene: Scene) -> None:
         async def work() -> None:
             threads = StoreThreads(lambda: JobReader(self.bench.database))
             news = News(threads, lambda reader: reader)
-            streams = Streams(news, lambda: self.most, self.clock)
+            streams = Streams(news, lambda: self.most, self.length_s)
             await asyncio.wait_for(scene(streams), 60)
             assert not streams.open
             assert news.watched == 0
@@ -111,7 +110,7 @@ class Hall:
 @pytest.fixture
 def hall(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hall]:
     monkeypatch.setattr(news_module, "LOOK_S", 0.02)
-    monkeypatch.setattr(news_module, "OUTLOOK_S", 0.0)
+    monkeypatch.setattr(news_module, "QUEUE_S", 0.0)
     monkeypatch.setattr("serve_app.jobs.positions.CACHED_S", 0.0)
     monkeypatch.setattr(module, "POSITION_S", 0.02)
     made = Hall(tmp_path)
@@ -233,7 +232,7 @@ def test_a_store_that_cannot_be_read_refuses_the_stream(hall: Hall, monkeypatch:
 
 
 def test_streams_end_in_time_and_say_when_to_come_back(hall: Hall, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "STREAM_S", 0.3)
+    hall.length_s = 0.3
     job = hall.bench.submit()
 
     async def scene(streams: Streams) -> None:
@@ -247,7 +246,7 @@ def test_streams_end_in_time_and_say_when_to_come_back(hall: Hall, monkeypatch: 
 
 def test_silence_is_broken_by_comments(hall: Hall, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "COMMENT_S", 0.1)
-    monkeypatch.setattr(module, "STREAM_S", 0.55)
+    hall.length_s = 0.55
     job = hall.bench.submit()
 
     async def scene(streams: Streams) -> None:
@@ -259,7 +258,7 @@ def test_silence_is_broken_by_comments(hall: Hall, monkeypatch: pytest.MonkeyPat
 
 
 def test_who_does_not_read_is_let_go(hall: Hall, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "STREAM_S", 0.1)
+    hall.length_s = 0.1
     job = hall.bench.submit()
 
     async def scene(streams: Streams) -> None:
