@@ -102,6 +102,8 @@ class News:
         self._reader = reader
         self._clock = clock
         self._jobs: dict[str, Watched] = {}
+        self._open: dict[str, Job] = {}  # the unfinished ones
+        self._unseen: set[str] = set()
         self._wake = asyncio.Event()
         self._looking: asyncio.Task[None] | None = None
         self._is_told = False
@@ -120,12 +122,14 @@ class News:
     def watching(self, job_ids: Iterable[str]) -> Iterator[Watcher]:
         """Watches some jobs for the length of a block."""
         watcher = Watcher(self, {each: self._jobs.setdefault(each, Watched()) for each in job_ids})
-        for watched in watcher.jobs.values():
+        for job_id, watched in watcher.jobs.items():
             watched.watchers.add(watcher)
+            if not watched.is_seen:
+                self._unseen.add(job_id)
         if self._looking is None or self._looking.done():
             self._wake = asyncio.Event()
             self._looking = asyncio.create_task(self._look_on())
-        if not all(watched.is_seen for watched in watcher.jobs.values()):
+        if self._unseen:
             self._wake.set()
         try:
             yield watcher
@@ -134,6 +138,8 @@ class News:
                 watched.watchers.discard(watcher)
                 if not watched.watchers:
                     self._jobs.pop(job_id, None)
+                    self._open.pop(job_id, None)
+                    self._unseen.discard(job_id)
 
     def report(self, job: Job) -> JobReport:
         """Returns a job with its outlook by the last look at the queue."""
@@ -176,8 +182,7 @@ class News:
 
     async def _look(self) -> None:
         began = self._clock()
-        unseen = [job_id for job_id, watched in self._jobs.items() if not watched.is_seen]
-        known = {job_id: each.job for job_id, each in self._jobs.items() if each.job and not each.is_over}
+        known, unseen = dict(self._open), list(self._unseen)
         if not unseen and not known:
             return
         is_everything = began >= self._everything_at
@@ -203,6 +208,11 @@ class News:
                 continue
             is_new = not watched.is_seen or status_of(watched.job) != status_of(job)
             watched.job, watched.is_seen = job, True
+            self._unseen.discard(job_id)
+            if job is not None and not watched.is_over:
+                self._open[job_id] = job
+            else:
+                self._open.pop(job_id, None)
             if job is not None and job.status is Status.QUEUED:
                 self._has_gaps = self._has_gaps or self.report(job).outlook is None
             if is_new:

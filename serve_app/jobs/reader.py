@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-from sqlalchemy import select
+from sqlalchemy import BigInteger, Connection, bindparam, select
 from sqlalchemy.exc import SQLAlchemyError
 
 from serve_app.jobs.database import Database, open_database
@@ -79,15 +79,17 @@ class JobReader:
         """Looks at jobs. What it costs follows from how many have changed, and not from how many are watched."""
         with self._database.read() as connection:
             now: int = connection.execute(select(now_ms())).scalar_one()
-            running = set(connection.execute(select(jobs.c.id).where(RUNNING)).scalars())
-            since = now if ask.since_ms is None else ask.since_ms - OVERLAP_MS
-            ends = select(jobs.c.id).where(IS_FINISHED, jobs.c.finished_at >= since)
-            ended = set(connection.execute(ends).scalars())
-        changed = [
-            job.id
-            for job in ask.known.values()
-            if ask.since_ms is None or job.id in ended or (job.id in running) != (job.status is Status.RUNNING)
-        ]
+            if ask.since_ms is None:
+                changed = moved(connection, ask.known)
+            else:
+                running = set(connection.execute(RUNNING_IDS).scalars())
+                ended = connection.execute(ENDS, {"since": ask.since_ms - OVERLAP_MS}).scalars()
+                changed = [each for each in ended if each in ask.known]
+                changed += [
+                    job_id
+                    for job_id, job in ask.known.items()
+                    if (job_id in running) != (job.status is Status.RUNNING) and job_id not in changed
+                ]
         asked = [*changed, *ask.unseen]
         found = self.find(asked)
         seen: dict[str, Job | None] = {each: found.get(each) for each in asked}
@@ -103,6 +105,18 @@ class JobReader:
 
 
 CHANNEL = "animegan_jobs"  # that a trigger of the schema notifies
+RUNNING_IDS = select(jobs.c.id).where(RUNNING)
+ENDS = select(jobs.c.id).where(IS_FINISHED, jobs.c.finished_at >= bindparam("since", type_=BigInteger))
+
+
+def moved(connection: Connection, known: Mapping[str, Job]) -> list[str]:
+    """Returns the ids of those jobs that have another status now, or do not exist any more."""
+    ids = list(known)
+    present: dict[str, str] = {}
+    for start in range(0, len(ids), FIND):
+        some = select(jobs.c.id, jobs.c.status).where(jobs.c.id.in_(ids[start : start + FIND]))
+        present.update((job_id, status) for job_id, status in connection.execute(some))
+    return [job_id for job_id, job in known.items() if present.get(job_id) != job.status]
 
 
 def open_reader(settings: JobsSettings) -> JobReader:
