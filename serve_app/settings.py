@@ -35,7 +35,7 @@ KEY_SOURCE = re.compile(r"off|file:/.+|env:[A-Za-z_][A-Za-z0-9_]*")
 
 
 def key_source(value: Any) -> str | None:
-    """Checks the setting `keys`; YAML reads a bare off as false, and None stands for a setting that was not given."""
+    """Checks where secrets are; YAML reads a bare off as false, and None stands for a setting that was not given."""
     source = "off" if value is False else value
     if source is None or (isinstance(source, str) and KEY_SOURCE.fullmatch(source)):
         return source
@@ -167,6 +167,23 @@ class GuardSettings(StrictModel):
     allowed_hosts: tuple[HostName, ...] | None = None
 
 
+class WebhookSettings(StrictModel):
+    """The block `webhooks` of `jobs`: messages that tell a client's own service that a job has ended.
+
+    Attributes:
+        secret: where the service's secret is, `file:/ABSOLUTE/PATH` or `env:VARIABLE`, or `off`: there are no webhooks.
+            It signs nothing itself; each client gets one that is derived from it.
+        allow_http: whether a URL may be http, which anybody on the way can read.
+        allow_networks: networks that may be called though they are not public, for receivers inside the site.
+        timeout_s: of one attempt, from resolving the name to the status of the answer.
+    """
+
+    secret: Annotated[str, BeforeValidator(key_source)] = "off"
+    allow_http: bool = False
+    allow_networks: tuple[IPv4Network | IPv6Network, ...] = ()
+    timeout_s: PositiveFloat = 10
+
+
 class JobsSettings(StrictModel):
     """The block `jobs` of the application's `args`: pictures that are painted later, and where they are kept.
 
@@ -187,6 +204,7 @@ class JobsSettings(StrictModel):
         client_share: of the stored bytes and of the queue, that one client alone may fill.
         lease_s: after which a job whose worker went silent is given to another; workers renew at a third of it.
         max_attempts: times that a job is started before it fails.
+        webhooks: messages that tell a client's own service that a job has ended.
     """
 
     enabled: bool = False
@@ -202,6 +220,7 @@ class JobsSettings(StrictModel):
     client_share: float = Field(default=0.8, gt=0, le=1)
     lease_s: PositiveFloat = 30
     max_attempts: PositiveInt = 3
+    webhooks: WebhookSettings = WebhookSettings()
 
     @property
     def is_database_local(self) -> bool:

@@ -6,12 +6,14 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 from datetime import datetime
+from ipaddress import IPv4Address
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import yaml
 
 from serve_app.errors import AnimeganError, SettingsError
+from serve_app.jobs.signing import client_secret, new_secret, read_secret
 from serve_app.jobs.words import Census, Job, Status
 from serve_app.settings import JobsSettings, Settings, load_settings
 from serve_app.styles.catalogue import shipped_dir
@@ -41,6 +43,12 @@ def add_jobs_parser(commands: Commands) -> None:
         ("cancel", cancel_job, "end a job that waits or runs"),
     ):
         add(name, action, help).add_argument("id", metavar="ID")
+    secret = actions.add_parser("webhook-secret", help="print the secret by which a client verifies its webhooks")
+    secret.add_argument("name", metavar="NAME", help="of its API key; of a client without one its address")
+    add_options(secret, default=argparse.SUPPRESS)
+    secret.set_defaults(command=print_client_secret)
+    new = actions.add_parser("new-webhook-secret", help="print a new secret for a service that sends webhooks")
+    new.set_defaults(command=print_new_secret)
     purge = add("purge", purge_jobs, "do what is due: expire jobs, forget ids, delete files")
     purge.add_argument("--all-finished", action="store_true", help="erase every finished job now")
 
@@ -181,6 +189,40 @@ def purge_jobs(store: "JobStore", options: argparse.Namespace) -> tuple[dict[str
     )
     lost = swept["queued"] + swept["failed"]
     return swept, f"{text}; jobs of lost workers {lost}" if lost else text
+
+
+def print_client_secret(options: argparse.Namespace) -> int:
+    """`animegan jobs webhook-secret`."""
+    webhooks = read_jobs_settings(options.config or default_config()).webhooks
+    secret = read_secret(webhooks.secret)
+    if secret is None:
+        raise SettingsError("this config sends no webhooks (applications.0.args.jobs.webhooks.secret)")
+    client = client_of(options.name)
+    shown = client_secret(secret, client)
+    print(json.dumps({"client": client, "secret": shown}) if options.json else shown)
+    return 0
+
+
+def client_of(name: str) -> str:
+    """Returns the client of a key's name; an address, and what `animegan jobs` shows, are clients already."""
+    if ":" in name or is_address(name):
+        return name
+    return f"key:{name}"
+
+
+def is_address(name: str) -> bool:
+    """Returns whether a name is an IPv4 address, as clients without a key are called."""
+    try:
+        IPv4Address(name)
+    except ValueError:
+        return False
+    return True
+
+
+def print_new_secret(options: argparse.Namespace) -> int:
+    """`animegan jobs new-webhook-secret`."""
+    print(new_secret())
+    return 0
 
 
 def described(job: Job, more: dict[str, Any] | None = None) -> tuple[dict[str, Any], str]:

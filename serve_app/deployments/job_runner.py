@@ -7,10 +7,12 @@ import asyncio
 import logging
 import time
 from dataclasses import replace
-from typing import Any
+from functools import partial
+from typing import TYPE_CHECKING, Any
 
 from ray import serve
 from ray.exceptions import RayError
+from ray.serve.context import _get_global_client
 from ray.serve.exceptions import RayServeException
 from ray.serve.handle import DeploymentHandle
 from ray.serve.metrics import Counter, Gauge
@@ -24,8 +26,14 @@ from serve_app.errors import StoreUnavailable
 from serve_app.frames import EncodedImage, StylizeRequest
 from serve_app.images.header import read_header
 from serve_app.jobs.runner import Runner
+from serve_app.jobs.signing import read_secret
 from serve_app.jobs.store import JobStore, open_store
+from serve_app.jobs.words import Job, JobReport
 from serve_app.settings import JobRunnerSettings, Settings, load_settings
+from serve_app.web.receipts import job_info
+
+if TYPE_CHECKING:  # aiohttp, which a service without webhooks does without
+    from serve_app.jobs.courier import Courier
 
 logger = logging.getLogger("ray.serve")
 
@@ -35,18 +43,24 @@ OPEN_AGAIN_S = 5.0  # after an attempt to reach the database
 
 @serve.deployment(user_config={}, ray_actor_options={"num_cpus": 0.1})
 class JobRunner:
-    """Runs a `jobs.runner.Runner`. Serve stops it by `__del__`, which hands its jobs back.
+    """Runs a `jobs.runner.Runner`, and a `jobs.courier.Courier` where webhooks are sent.
+
+    Serve stops it by `__del__`, which hands its jobs back.
 
     Args:
         settings: of the application.
         codec: decodes and encodes, and calls the Stylizer.
         stylizer: is told how much waits, for autoscaling.
+
+    Raises:
+        SettingsError: if the secret of webhooks cannot be read.
     """
 
     def __init__(self, settings: Settings, codec: DeploymentHandle[Any], stylizer: DeploymentHandle[Any]) -> None:
         return_large_buffers()
         log_no_cancellations()
         self.jobs = settings.jobs
+        self.secret = read_secret(settings.jobs.webhooks.secret)
         self.settings = JobRunnerSettings()
         self.graph = Graph(codec)
         self.stylizer = stylizer
@@ -54,6 +68,7 @@ class JobRunner:
         self.release = IdleRelease()
         self.store: JobStore | None = None
         self.runner: Runner | None = None
+        self.courier: Courier | None = None
         self.tasks: list[asyncio.Task[None]] = []
 
     async def reconfigure(self, user_config: dict[str, Any]) -> None:
@@ -79,6 +94,8 @@ class JobRunner:
         self.runner.most_pictures = 1  # until it is known how many Stylizers there are
         self.runner.start()
         self.tasks.append(asyncio.create_task(self.follow(self.runner)))
+        if self.secret is not None:
+            self.tasks.append(asyncio.create_task(self.begin_webhooks(store, self.secret)))
 
     async def begin_later(self) -> None:
         """Begins to work when the database answers."""
@@ -88,6 +105,14 @@ class JobRunner:
                 self.begin(await asyncio.to_thread(open_store, self.jobs))
             except StoreUnavailable:  # the store has logged it
                 continue
+
+    async def begin_webhooks(self, store: JobStore, secret: bytes) -> None:
+        """Begins to deliver webhooks, when it is known where the routes are."""
+        from serve_app.jobs.courier import Courier
+
+        place = await asyncio.to_thread(root_path, serve.get_replica_context().app_name)
+        self.courier = Courier(store, self.jobs.webhooks, secret, partial(described, root_path=place), self.metrics)
+        self.courier.start()
 
     async def follow(self, runner: Runner) -> None:
         """Follows the number of replicas while there is work, and tells a Stylizer what else waits."""
@@ -125,7 +150,7 @@ class JobRunner:
 
     def check_health(self) -> None:
         """Fails if the runner has ended by a fault of ours, so that Serve starts another replica."""
-        faults = [self.runner.fault()] if self.runner is not None else []
+        faults = [part.fault() for part in (self.runner, self.courier) if part is not None]
         faults += [task.exception() for task in self.tasks if task.done() and not task.cancelled()]
         for fault in filter(None, faults):
             raise RuntimeError("the runner of jobs has ended") from fault
@@ -134,23 +159,40 @@ class JobRunner:
         """Hands the jobs at work back; Serve awaits it when the replica stops."""
         for task in self.tasks:
             task.cancel()
-        if self.runner is not None:
-            await self.runner.stop()
+        await asyncio.gather(*(part.stop() for part in (self.runner, self.courier) if part is not None))
         if self.store is not None:
             await asyncio.to_thread(self.store.close)
 
 
 class JobMetrics:
-    """Metrics of jobs; see `jobs.runner.Observer`."""
+    """Metrics of jobs and webhooks; see the `Observer`s of `jobs.runner` and `jobs.courier`."""
 
     def __init__(self) -> None:
         self.ends = Counter(metrics.JOB_ENDS, "Attempts at jobs, by how they ended.", ("outcome",))
         self.at_work = Gauge(metrics.JOBS_AT_WORK, "Jobs that a JobRunner works on.")
         self.waiting_pixels = Gauge(metrics.JOBS_WAITING_PIXELS, "Estimated pixels of jobs that wait in the database.")
+        self.webhooks = Counter(metrics.WEBHOOKS, "Attempts at webhooks, by what came of them.", ("outcome",))
 
     def ended(self, outcome: str) -> None:
         """Counts the end of an attempt."""
         self.ends.inc(tags={"outcome": outcome})
+
+    def sent(self, outcome: str) -> None:
+        """Counts an attempt at a webhook."""
+        self.webhooks.inc(tags={"outcome": outcome})
+
+
+def described(job: Job, root_path: str) -> dict[str, Any]:
+    """Returns a finished job as `GET /v1/jobs/ID` shows it."""
+    return job_info(JobReport(job), root_path).model_dump(mode="json", by_alias=True)
+
+
+def root_path(application: str) -> str:
+    """Returns what stands before the paths of the routes. Serve has no public call for it."""
+    client = _get_global_client()
+    assert client is not None  # this runs in a replica
+    prefix: str = client.get_serve_details()["applications"][application]["route_prefix"]
+    return f"{client.http_config.root_path}{prefix}"
 
 
 def running_replicas(application: str) -> dict[str, int]:

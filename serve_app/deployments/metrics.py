@@ -12,6 +12,7 @@ REFUSALS = "animegan_refusals"  # by code
 JOB_ENDS = "animegan_job_ends"  # attempts of a JobRunner at jobs, by outcome
 JOBS_AT_WORK = "animegan_jobs_at_work"
 JOBS_WAITING_PIXELS = "animegan_jobs_waiting_pixels"
+WEBHOOKS = "animegan_webhooks"  # attempts at webhooks, by outcome
 GUARD_REFUSALS = "animegan_guard_refusals"  # of each HTTP proxy's guard, as are the next five; by code
 GUARD_UPLOADS = "animegan_guard_uploads"
 GUARD_MEMORY_BYTES = "animegan_guard_memory_bytes"

@@ -7,6 +7,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Literal
 
 from serve_app.errors import RequestError, StoreUnavailable
+from serve_app.jobs.callbacks import check_callback_url
 from serve_app.jobs.news import News
 from serve_app.jobs.threads import StoreThreads
 from serve_app.jobs.words import Job, JobReport, NewJob, Outlook, SchemaBehind
@@ -41,6 +42,7 @@ class JobDesk:
     """
 
     def __init__(self, settings: JobsSettings, rate: Callable[[], float] = lambda: 0.0) -> None:
+        self._settings = settings
         self._rate = rate
         self._threads = StoreThreads(lambda: open_store(settings))
         self.news = News(self._threads, lambda store: store.reader)
@@ -51,6 +53,14 @@ class JobDesk:
     def open_soon(self) -> None:
         """Begins to open the store, so that the first request need not wait for it."""
         self._threads.open_soon()
+
+    def check_callback_url(self, url: str) -> str:
+        """Returns a URL that the end of a job may be sent to, as it will be called.
+
+        Raises:
+            BadOption: if this service does not call it.
+        """
+        return check_callback_url(url, self._settings.webhooks)
 
     async def submit(self, client: str, new: Sequence[NewJob], key: str | None = None) -> list[JobReport]:
         """Stores photographs and queues their jobs. When it returns, all of them are on the disk.

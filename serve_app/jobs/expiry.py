@@ -9,7 +9,7 @@ from typing import Any
 
 from sqlalchemy import Connection, Select, delete, select, text, update
 
-from serve_app.jobs import ledger
+from serve_app.jobs import ledger, outbox
 from serve_app.jobs.table import EXPIRED, IS_FINISHED, blobs, jobs, now_ms, status
 from serve_app.jobs.words import Status
 from serve_app.settings import JobsSettings
@@ -29,6 +29,7 @@ BLANK: dict[str, Any] = {
     "media_type": None,
     "receipt": None,
     "problem": None,
+    "callback_url": None,
 }
 
 
@@ -49,12 +50,14 @@ def erase(connection: Connection, job_id: str) -> bool:
 def expire(connection: Connection, numbers: Sequence[int]) -> int:
     """Expires finished jobs whose rows are locked. An idempotency key ends with the first job that it made."""
     chosen = (jobs.c.number.in_(numbers), IS_FINISHED)
-    rows = connection.execute(select(jobs.c.photo, jobs.c.painting, jobs.c.key_digest).where(*chosen)).all()
+    columns = (*outbox.ENDED, jobs.c.photo, jobs.c.painting, jobs.c.key_digest)
+    rows = connection.execute(select(*columns).where(*chosen)).mappings().all()
     connection.execute(update(jobs).where(*chosen).values(status=status(Status.EXPIRED), expires_at=now_ms(), **BLANK))
-    keys = {row.key_digest for row in rows if row.key_digest}
+    keys = {row["key_digest"] for row in rows if row["key_digest"]}
     if keys:
         connection.execute(update(jobs).where(jobs.c.key_digest.in_(keys)).values(key_digest=None))
-    ledger.drop(connection, [name for row in rows for name in (row.photo, row.painting)])
+    ledger.drop(connection, [name for row in rows for name in (row["photo"], row["painting"])])
+    outbox.withdraw(connection, rows)
     return len(rows)
 
 

@@ -9,14 +9,15 @@ client's first job waits for at most two jobs of each other client, and a client
 """
 
 import secrets
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 from sqlalchemy import (
     BigInteger,
     ColumnElement,
     Connection,
+    RowMapping,
     Update,
     and_,
     bindparam,
@@ -34,7 +35,7 @@ from sqlalchemy import (
 
 from serve_app.errors import Gone, KeyReused, Lost, RequestError, TooBusy, UnknownJob
 from serve_app.frames import Receipt, StylizeRequest
-from serve_app.jobs import ledger
+from serve_app.jobs import ledger, outbox
 from serve_app.jobs.database import Database
 from serve_app.jobs.rows import receipt_members, request_members, to_job
 from serve_app.jobs.table import IS_UNFINISHED, QUEUED, RUNNING, jobs, now_ms, status
@@ -45,12 +46,15 @@ SUBMISSION_LOCK = 0x616E6971
 ID_BYTES = 16  # of randomness, written in hexadecimal: an id that begins with "-" would be an option to a command line
 RETRY_AFTER_S = 30
 
+Tell = Callable[[Connection, Sequence[RowMapping]], None]
+
 
 @dataclass(frozen=True)
 class Entry:
     """A job to insert: what to do, with which stored photograph (`photo`) or with that of which job (`source`).
 
-    `pixels` are those that will be painted. With an `error` it has neither: the job has failed already.
+    `pixels` are those that will be painted, and `callback_url` is told of its end. With an `error` there is no
+    photograph: the job has failed already.
     """
 
     request: StylizeRequest
@@ -58,6 +62,7 @@ class Entry:
     photo: str | None = None
     source: str | None = None
     error: RequestError | None = None
+    callback_url: str | None = field(default=None, repr=False)
 
 
 @dataclass(frozen=True)
@@ -126,7 +131,7 @@ class JobQueue:
             for part, entry in enumerate(entries):
                 keys = {"key_digest": key_digest, "payload_digest": payload_digest, "part": part}
                 wanted = {"request": request_members(entry.request), "pixels": entry.pixels}
-                values = {"client": client, "turn": turn, **wanted, **keys}
+                values = {"client": client, "turn": turn, **wanted, **keys, "callback_url": entry.callback_url}
                 if entry.error is not None:
                     made.append(insert_failed(connection, values, entry.error, self._settings))
                 else:
@@ -188,8 +193,10 @@ class JobQueue:
             finished = held(lease).values(
                 status=status(Status.SUCCEEDED), problem=null(), **values, **self._ending(), **NO_LEASE
             )
-            if connection.execute(finished).rowcount:
+            row = connection.execute(finished.returning(*outbox.ENDED)).mappings().one_or_none()
+            if row is not None:
                 ledger.keep(connection, painting)
+                outbox.announce(connection, [row])
                 return True
             is_done = and_(jobs.c.number == lease.job.number, jobs.c.painting == painting)
             return connection.execute(select(jobs.c.number).where(is_done)).first() is not None
@@ -223,7 +230,7 @@ class JobQueue:
         again = update(jobs).where(jobs.c.id == job_id, ended, jobs.c.photo.is_not(None))
         blank = ("started_at", "finished_at", "expires_at", "photo_expires_at", "problem")
         values = {"status": status(Status.QUEUED), "attempt": 0, "turn": head_turn(), **dict.fromkeys(blank, null())}
-        return self._change(again.values(values))
+        return self._change(again.values(values), outbox.withdraw)
 
     def leases(self) -> list[SeenLease]:
         """Returns all leases, of every worker."""
@@ -251,8 +258,9 @@ class JobQueue:
                 connection.execute(distant.values(lease_until=now_ms() + jobs.c.lease_ms))
             numbers = connection.execute(found).scalars().all()
             again = update(jobs).where(jobs.c.number.in_(numbers), RUNNING, ran_out).values(self._again(error))
-            rows = connection.execute(again.returning(jobs.c.id, jobs.c.status)).all() if numbers else []
-        ids = {ended: tuple(row.id for row in rows if row.status == ended) for ended in (Status.QUEUED, Status.FAILED)}
+            rows = connection.execute(again.returning(*outbox.ENDED)).mappings().all() if numbers else []
+            outbox.announce(connection, rows)
+        ids = {now: tuple(row["id"] for row in rows if row["status"] == now) for now in (Status.QUEUED, Status.FAILED)}
         return Reaped(ids[Status.QUEUED], ids[Status.FAILED])
 
     def valid(self, leases: Sequence[Lease]) -> set[str]:
@@ -271,9 +279,11 @@ class JobQueue:
         with self._database.read() as connection:
             return connection.execute(ANY_WAITING).first() is not None
 
-    def _change(self, statement: Update) -> Job | None:
+    def _change(self, statement: Update, tell: Tell = outbox.announce) -> Job | None:
         with self._database.write() as connection:
             row = connection.execute(statement.returning(jobs)).mappings().one_or_none()
+            if row is not None:
+                tell(connection, [row])
         return None if row is None else to_job(row)
 
     def _submitted(self, connection: Connection, key_digest: str, payload_digest: str) -> Submission | None:
@@ -406,5 +416,6 @@ def insert_job(connection: Connection, values: dict[str, Any]) -> Job:
 def insert_failed(connection: Connection, values: dict[str, Any], error: RequestError, settings: JobsSettings) -> Job:
     """Inserts a job that has failed before it could wait."""
     ending = {"problem": error.problem(), "keep_ms": int(1000 * settings.keep_for_s)}
-    row = connection.execute(INSERT_FAILED, {"id": secrets.token_hex(ID_BYTES), **values, **ending})
-    return to_job(row.mappings().one())
+    row = connection.execute(INSERT_FAILED, {"id": secrets.token_hex(ID_BYTES), **values, **ending}).mappings().one()
+    outbox.announce(connection, [row])
+    return to_job(row)

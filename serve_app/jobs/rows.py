@@ -34,6 +34,7 @@ def to_job(row: RowMapping) -> Job:
         media_type=row["media_type"],
         receipt=None if row["receipt"] is None else receipt_of(row["receipt"]),
         problem=row["problem"],
+        callback_url=row["callback_url"],
     )
 
 

@@ -9,9 +9,10 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from serve_app.errors import Gone, NotFinished, UnknownJob
 from serve_app.frames import EncodedImage
-from serve_app.jobs import expiry, ledger
+from serve_app.jobs import expiry, ledger, outbox
 from serve_app.jobs.blobs import BlobStore, blob_name, open_blobs
 from serve_app.jobs.database import Database, open_database
+from serve_app.jobs.outbox import Outbox
 from serve_app.jobs.queue import Entry, JobQueue
 from serve_app.jobs.reader import JobReader
 from serve_app.jobs.rows import request_members
@@ -32,6 +33,7 @@ class JobStore:
         queue: the transitions of unfinished jobs, for workers.
         reader: for whoever watches jobs.
         positions: how many unfinished jobs are ahead of one.
+        outbox: messages that say that jobs have ended.
 
     Args:
         database: with a schema that is up to date.
@@ -43,6 +45,7 @@ class JobStore:
         self.queue = JobQueue(database, settings)
         self.reader = JobReader(database)
         self.positions = self.reader.positions
+        self.outbox = Outbox(database)
         self._database = database
         self._storage = Storage(database, blobs, settings)
         self._settings = settings
@@ -77,7 +80,8 @@ class JobStore:
             if job.photo is not None and job.error is None:
                 name = blob_name("photos", job.photo)
                 photos[name] = job.photo
-            entries.append(Entry(job.request, job.pixels or job.request.max_side**2, name, job.source, job.error))
+            pixels = job.pixels or job.request.max_side**2
+            entries.append(Entry(job.request, pixels, name, job.source, job.error, job.callback_url))
         with self._storage.stored(client, photos, "photos") as pending:
             submission = self.queue.submit(client, entries, key_digest, payload_digest)
             pending.is_kept = submission.is_new
@@ -218,6 +222,7 @@ class JobStore:
         with self._database.write() as connection:
             expiry.clamp(connection, self._settings)
             ledger.clamp(connection)
+            outbox.clamp(connection)
         expired = photos = forgotten = 0
         while True:
             with self._database.write() as connection:
@@ -267,6 +272,7 @@ def digest_of_jobs(new: Sequence[NewJob]) -> str:
                     None if job.photo is None else hashlib.sha256(job.photo).hexdigest(),
                     job.source,
                     request_members(job.request),
+                    *([] if job.callback_url is None else [job.callback_url]),  # or digests of before would differ
                 ],
                 sort_keys=True,
             )

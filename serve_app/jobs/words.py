@@ -1,6 +1,6 @@
 """The words of jobs: statuses, and the data that callers get and give."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 from enum import StrEnum
 from typing import Any
@@ -40,6 +40,7 @@ class NewJob:
         pixels: that will be painted, for estimates of time; None if that is not known: then the most that `max_side`
             allows counts.
         error: why it can never be painted, if that is known already: the job is made, and has failed.
+        callback_url: that is told when the job has ended; may hold a secret.
     """
 
     request: StylizeRequest
@@ -47,6 +48,7 @@ class NewJob:
     source: str | None = None
     pixels: int | None = None
     error: RequestError | None = None
+    callback_url: str | None = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
         if (self.photo is None) == (self.source is None):
@@ -71,6 +73,7 @@ class Job:
         media_type: of the painting.
         receipt: of a succeeded job.
         problem: of a failed job: the members of a problem document.
+        callback_url: that is told when the job has ended; may hold a secret.
     """
 
     id: str
@@ -88,6 +91,7 @@ class Job:
     media_type: str | None = None
     receipt: Receipt | None = None
     problem: dict[str, Any] | None = None
+    callback_url: str | None = field(default=None, repr=False)
 
 
 @dataclass(frozen=True)

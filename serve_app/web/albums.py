@@ -10,7 +10,7 @@ from serve_app.errors import BadOption, RequestError, TooBusy
 from serve_app.frames import StylizeRequest
 from serve_app.images.resize import painted_size
 from serve_app.jobs.words import NewJob
-from serve_app.web.options import accepted_types, refuse_repeated, stylize_request, with_fields
+from serve_app.web.options import accepted_types, callback_url, refuse_repeated, stylize_request, with_fields
 from serve_app.web.pipeline import Jobs, Pipeline
 from serve_app.web.schemas import SubmitOptions
 from serve_app.web.turns import Turns
@@ -43,28 +43,29 @@ class Albums:
         settings = self._pipeline.settings
         refuse_repeated(request)
         stylize_request(options, accepted_types(request), self._pipeline)  # what is wrong need not wait for the upload
+        callback_url(options, self._pipeline)
         async with album(request, settings.max_bytes, settings.max_form_bytes) as sent:
             if sent.fields:
                 options = with_fields(options, sent.fields)
             wanted = stylize_request(options, accepted_types(request), self._pipeline)
-            wanted = replace(wanted, timeout_s=NO_DEADLINE_S)
+            wanted, url = replace(wanted, timeout_s=NO_DEADLINE_S), callback_url(options, self._pipeline)
             if options.source_job is not None:
                 if sent.photos:
                     raise BadOption("source_job is given in place of a photograph, not with one.")
-                yield [await again(jobs, options.source_job, wanted)]
+                yield [await again(jobs, options.source_job, wanted, url)]
             elif len(sent.photos) > 1:
                 async with self._turns.turn():
-                    new = [await self._new_job(await sent.read(at), wanted) for at in range(len(sent.photos))]
+                    new = [await self._new_job(await sent.read(at), wanted, url) for at in range(len(sent.photos))]
                     if all(job.error is not None for job in new):
                         raise new[0].error or no_image()
                     yield new
             else:
-                job = await self._new_job(await sent.read(0) if sent.photos else b"", wanted)
+                job = await self._new_job(await sent.read(0) if sent.photos else b"", wanted, url)
                 if job.error is not None:
                     raise job.error
                 yield [job]
 
-    async def _new_job(self, data: bytes, wanted: StylizeRequest) -> NewJob:
+    async def _new_job(self, data: bytes, wanted: StylizeRequest, url: str | None) -> NewJob:
         """Looks at the header of a photograph.
 
         Raises:
@@ -76,14 +77,14 @@ class Albums:
                 raise no_image()
             if len(data) > max_bytes:
                 raise too_many_bytes(max_bytes, len(data))
-            return NewJob(wanted, data, pixels=await self._pipeline.check(data, wanted))
+            return NewJob(wanted, data, pixels=await self._pipeline.check(data, wanted), callback_url=url)
         except RequestError as error:
             if error.status >= 500 or isinstance(error, TooBusy):
                 raise
-            return NewJob(wanted, data, error=error)
+            return NewJob(wanted, data, error=error, callback_url=url)
 
 
-async def again(jobs: Jobs, job_id: str, wanted: StylizeRequest) -> NewJob:
+async def again(jobs: Jobs, job_id: str, wanted: StylizeRequest, url: str | None) -> NewJob:
     """Returns a job that paints the photograph of an earlier one.
 
     Raises:
@@ -92,4 +93,4 @@ async def again(jobs: Jobs, job_id: str, wanted: StylizeRequest) -> NewJob:
     """
     receipt = (await jobs.report(job_id)).job.receipt
     pixels = None if receipt is None else painted_size(receipt.original, wanted.max_side, wanted.multiple).pixels
-    return NewJob(wanted, source=job_id, pixels=pixels)
+    return NewJob(wanted, source=job_id, pixels=pixels, callback_url=url)

@@ -13,7 +13,7 @@ from serve_app.styles.catalogue import find_style
 from serve_app.web.negotiation import negotiate
 from serve_app.web.pipeline import Pipeline
 from serve_app.web.problems import wrong_options
-from serve_app.web.schemas import JobOptions, Options
+from serve_app.web.schemas import JobOptions, Options, SubmitOptions
 from serve_app.web.uploads import read_upload
 
 AnyOptions = TypeVar("AnyOptions", bound=JobOptions)
@@ -46,6 +46,16 @@ async def read_photograph(request: Request, options: JobOptions, pipeline: Pipel
         options = with_fields(options, upload.fields)
         wanted = stylize_request(options, accept, pipeline)
     return Photograph(upload.data, wanted, isinstance(options, Options) and options.timeout_s is not None)
+
+
+def callback_url(options: JobOptions, pipeline: Pipeline) -> str | None:
+    """Returns the URL that is told of the end of a job, as it will be called; None if none is.
+
+    Raises:
+        BadOption: if this service does not call it.
+    """
+    url = options.callback_url if isinstance(options, SubmitOptions) else None
+    return None if url is None or pipeline.jobs is None else pipeline.jobs.check_callback_url(url)
 
 
 def refuse_repeated(request: Request) -> None:

@@ -19,6 +19,13 @@ class Jobs(Protocol):
     Gone if there is no such job any more.
     """
 
+    def check_callback_url(self, url: str) -> str:
+        """Returns a URL that the end of a job may be sent to, as it will be called.
+
+        Raises:
+            BadOption: if this service does not call it.
+        """
+
     @property
     def news(self) -> News:
         """What happens to jobs, for those who watch."""

@@ -23,7 +23,7 @@ def format_name(value: Any) -> Any:
 
 
 class JobOptions(BaseModel):
-    """The options of /v1/jobs. Unknown ones are refused, or a misspelt one would be ignored silently."""
+    """The options of every picture. Unknown ones are refused, or a misspelt one would be ignored silently."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -54,6 +54,9 @@ class SubmitOptions(JobOptions):
         None,
         pattern=f"^{JOB_ID.pattern}$",
         description="Id of an earlier job whose photograph is painted again, in place of a photograph.",
+    )
+    callback_url: str | None = Field(
+        None, description="An https URL that is sent the job when it has ended, if this service sends webhooks."
     )
 
 
