@@ -7,6 +7,7 @@ that answers differently the next time gains nothing.
 import asyncio
 import logging
 import socket
+import ssl
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from http import HTTPStatus
@@ -79,6 +80,7 @@ class Delivery:
                 use_dns_cache=False,
                 force_close=True,  # a connection that is used again would not be checked again
                 socket_factory=self._checked_socket,
+                ssl=ssl.create_default_context(),  # with the system's authorities, or those of SSL_CERT_FILE
             )
             self._session = aiohttp.ClientSession(
                 connector=connector,

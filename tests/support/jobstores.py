@@ -10,8 +10,8 @@ from sqlalchemy import func, select, update
 from serve_app.frames import EncodedImage, Receipt, Size, StylizeRequest
 from serve_app.jobs.database import Database, open_database
 from serve_app.jobs.store import open_store
-from serve_app.jobs.table import blobs, jobs, usage
-from serve_app.jobs.words import Job, Lease, NewJob
+from serve_app.jobs.table import blobs, jobs, usage, webhooks
+from serve_app.jobs.words import FINISHED, Job, Lease, NewJob
 from serve_app.settings import JobsSettings
 
 REQUEST = StylizeRequest(style="toon", max_side=512, multiple=4, format="png")
@@ -36,8 +36,10 @@ class Bench:
         """Another process, as it were, with other settings over the same database."""
         return Bench(self.settings.model_copy(update=changes))
 
-    def submit(self, client: str = "ann", photo: bytes = b"photo", **options: Any) -> Job:
-        (job,) = self.store.submit(client, [NewJob(REQUEST, photo)], **options).jobs
+    def submit(
+        self, client: str = "ann", photo: bytes = b"photo", callback_url: str | None = None, **options: Any
+    ) -> Job:
+        (job,) = self.store.submit(client, [NewJob(REQUEST, photo, callback_url=callback_url)], **options).jobs
         return job
 
     def claim(self) -> Lease:
@@ -61,6 +63,12 @@ class Bench:
             moved = {name: jobs.c[name] - int(1000 * seconds) for name in TIMES}
             connection.execute(update(jobs).values(moved))
             connection.execute(update(blobs).values(delete_after=blobs.c.delete_after - int(1000 * seconds)))
+            connection.execute(update(webhooks).values(due_at=webhooks.c.due_at - int(1000 * seconds)))
+
+    def messages(self) -> list[Any]:
+        """The outbox, in the order in which jobs have ended."""
+        with self.database.read() as connection:
+            return list(connection.execute(select(webhooks).order_by(webhooks.c.number)).all())
 
     def files(self) -> set[str]:
         """Names of all files in a local blob store."""
@@ -78,6 +86,7 @@ class Bench:
             rows = connection.execute(select(jobs)).mappings().all()
             kept = connection.execute(select(blobs)).mappings().all()
             sums = {row.client: row.bytes for row in connection.execute(select(usage))}
+            told = connection.execute(select(webhooks.c.job, webhooks.c.url)).all()
         named = Counter(name for row in rows for name in (row["photo"], row["painting"]) if name)
         assert {row["name"]: row["refs"] for row in kept if row["refs"]} == named
         files = self.files()
@@ -88,6 +97,8 @@ class Bench:
             by_client[row["client"]] += row["bytes"]
         assert {client: size for client, size in sums.items() if client and size} == dict(by_client)
         assert sums[""] == by_client.total()
+        ended = {(row["id"], row["callback_url"]) for row in rows if row["status"] in FINISHED}
+        assert {(row.job, row.url) for row in told} <= ended
         for row in rows:
             check_row(row)
 
@@ -105,7 +116,8 @@ def check_row(row: Any) -> None:
     assert (row["painting"] is not None) == (row["receipt"] is not None) == (status == "succeeded")
     assert (row["problem"] is not None) == (status == "failed")
     if status == "expired":
-        assert (row["client"], row["request"], row["key_digest"], row["photo"]) == ("", None, None, None)
+        blank = (row["request"], row["key_digest"], row["photo"], row["callback_url"])
+        assert (row["client"], *blank) == ("", None, None, None, None)
 
 
 def painting(data: bytes = b"painting") -> EncodedImage:
