@@ -21,7 +21,7 @@ from serve_app.errors import BrokenImage
 from serve_app.jobs.desk import JobDesk
 from serve_app.jobs.store import JobStore
 from serve_app.jobs.words import Job
-from serve_app.settings import IngressSettings
+from serve_app.settings import IngressSettings, WebhookSettings
 from serve_app.web.keys import KeyRing, parse_keys
 from serve_app.web.routes import create_app
 
@@ -125,7 +125,8 @@ class TestSubmitting:
         assert_problem(shop.http.post("/v1/jobs", content=photo_bytes(61, 80, "GIF")), 413, "too-many-pixels")
 
     def test_a_job_has_no_deadline_to_be_given(self, shop: Shop) -> None:
-        detail = "timeout_s is not an option (known: style, max_side, format, quality, source_job)."
+        known = "style, max_side, format, quality, source_job, callback_url"
+        detail = f"timeout_s is not an option (known: {known})."
         assert_problem(shop.http.post("/v1/jobs?timeout_s=5", content=PHOTO), 400, "bad-option", detail)
 
     def test_a_full_store_and_a_full_queue_say_so(self, make_shop: MakeShop) -> None:
@@ -434,6 +435,71 @@ def test_without_their_store_routes_say_so_and_pictures_are_painted(tmp_path: Pa
 
 def test_readiness_tells_of_jobs(shop: Shop) -> None:
     assert shop.http.get("/readyz").json() == {"status": "ok", "jobs": "ready"}
+
+
+class TestWebhooks:
+    """The option callback_url."""
+
+    HOOKS = WebhookSettings(secret="env:HOOKS")
+    URL = "https://hooks.example.org/anime?token=t0ken"
+
+    @pytest.fixture
+    def shop(self, make_shop: MakeShop) -> Shop:
+        return make_shop(webhooks=self.HOOKS)
+
+    @pytest.mark.parametrize("place", ["query", "form"])
+    def test_the_end_of_the_job_is_announced(self, shop: Shop, place: str) -> None:
+        parameters = {"callback_url": self.URL} if place == "query" else {}
+        fields = {"callback_url": self.URL} if place == "form" else {}
+        answer = shop.http.post("/v1/jobs", params=parameters, data=fields, files={"image": PHOTO})
+        assert answer.status_code == 202, answer.text
+        assert "callback" not in answer.text
+        assert shop.bench.messages() == []
+        assert work_off(shop.bench.store) == 1
+        (message,) = shop.bench.messages()
+        assert (message.job, message.url) == (answer.json()["id"], self.URL)
+        assert "t0ken" not in shop.http.get(answer.headers["Location"]).text
+
+    def test_the_url_is_kept_as_it_is_called(self, shop: Shop) -> None:
+        job = shop.submit(query="?callback_url=HTTPS://B%C3%BCcher.example")
+        assert shop.bench.store.get(job["id"]).callback_url == "https://xn--bcher-kva.example/"
+
+    @pytest.mark.parametrize(
+        "url", ["", "example.org", "http://example.org/", "https://ann:t0ken@example.org/", "https://169.254.169.254/"]
+    )
+    def test_what_is_not_called_is_refused_before_the_photo_is_read(self, shop: Shop, url: str) -> None:
+        answer = shop.http.post("/v1/jobs", params={"callback_url": url})
+        assert_problem(answer, 400, "bad-option")
+        assert answer.json()["detail"].startswith("callback_url: ")
+        assert "t0ken" not in answer.text
+        assert shop.bench.unfinished() == 0
+
+    def test_it_is_checked_in_a_form_too(self, shop: Shop) -> None:
+        answer = shop.http.post("/v1/jobs", data={"callback_url": "https://10.0.0.1/"}, files={"image": PHOTO})
+        assert_problem(answer, 400, "bad-option")
+        twice = shop.http.post(
+            "/v1/jobs", params={"callback_url": self.URL}, data={"callback_url": self.URL}, files={"image": PHOTO}
+        )
+        assert_problem(twice, 400, "bad-option", "callback_url: given in the query and in the form.")
+        assert shop.bench.unfinished() == 0
+
+    def test_a_service_without_a_secret_sends_none(self, make_shop: MakeShop) -> None:
+        answer = make_shop().http.post("/v1/jobs", params={"callback_url": self.URL}, content=PHOTO)
+        assert_problem(answer, 400, "bad-option", "callback_url: this service sends no webhooks.")
+
+    def test_it_is_no_option_of_stylize(self, shop: Shop) -> None:
+        answer = shop.http.post(
+            "/v1/stylize", params={"callback_url": self.URL}, content=PHOTO, headers={"Prefer": "respond-async"}
+        )
+        assert_problem(answer, 400, "bad-option")
+        assert "callback_url is not an option" in answer.json()["detail"]
+
+    def test_a_key_that_came_with_another_url_is_refused(self, shop: Shop) -> None:
+        first = shop.submit(query=f"?callback_url={self.URL}", Idempotency_Key="k")
+        again = shop.submit(query="?callback_url=https://HOOKS.example.org/anime?token=t0ken", Idempotency_Key="k")
+        assert again["id"] == first["id"]
+        answer = shop.http.post("/v1/jobs", content=PHOTO, headers={"Idempotency-Key": "k"})
+        assert_problem(answer, 422, "key-reused")
 
 
 def test_methods_of_all_routes_of_a_path_are_named() -> None:

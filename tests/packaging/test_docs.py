@@ -7,7 +7,7 @@ import pytest
 from shared import ROOT
 
 from serve_app.errors import RequestError
-from serve_app.settings import JobsSettings
+from serve_app.settings import JobsSettings, StrictModel, WebhookSettings
 
 NAMES = ["README.md", "CONTRIBUTING.md", "CHANGELOG.md", "SECURITY.md"]
 DOCUMENTS = [ROOT / name for name in NAMES] + sorted((ROOT / "docs").glob("*.md"))
@@ -44,15 +44,25 @@ def test_the_page_on_http_names_every_refusal_with_its_status() -> None:
 
 
 def test_the_page_on_settings_names_every_setting_of_jobs_with_its_default() -> None:
+    assert_defaults_are_named(JobsSettings, "| `jobs` |")
+
+
+def test_the_page_on_settings_names_every_setting_of_webhooks_with_its_default() -> None:
+    assert_defaults_are_named(WebhookSettings, "| `webhooks` | default")
+
+
+def assert_defaults_are_named(model: type[StrictModel], heading: str) -> None:
     lines = (ROOT / "docs" / "settings.md").read_text().splitlines()
-    start = next(number for number, line in enumerate(lines) if line.startswith("| `jobs` |")) + 2
+    start = next(number for number, line in enumerate(lines) if line.startswith(heading)) + 2
     rows = [[cell.strip(" `") for cell in line.split("|")[1:3]] for line in lines[start:]]
     defaults = {}
-    for name, field in JobsSettings.model_fields.items():
+    for name, field in model.model_fields.items():
         if name.endswith("_bytes"):
             defaults[name] = f"{field.default // 2**20:,} MiB"
-        elif field.default is None:
+        elif field.default is None or isinstance(field.default, StrictModel):
             defaults[name] = ""
+        elif isinstance(field.default, str | tuple):
+            defaults[name] = str(field.default or "[]")
         else:
             defaults[name] = str(field.default).lower() if field.default < 1 else f"{field.default:,}"
     assert dict(rows[: len(defaults)]) == defaults

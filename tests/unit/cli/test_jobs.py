@@ -12,6 +12,7 @@ from jobstores import Bench, make_settings
 
 from serve_app.cli.main import main
 from serve_app.errors import BrokenImage
+from serve_app.jobs.signing import client_secret, parse_secret
 
 Command = Callable[..., tuple[int, str, str]]
 
@@ -164,3 +165,38 @@ def test_a_file_that_is_no_config_says_so(tmp_path: Path, animegan: Command, con
 @pytest.mark.parametrize("action", ["show", "requeue", "cancel"])
 def test_an_unknown_id_says_so(bench: Bench, config: Path, animegan: Command, action: str) -> None:
     assert animegan(action, "unknown", "--config", config) == (1, "", "animegan: There is no job with this id.\n")
+
+
+@pytest.mark.parametrize(
+    ("name", "client"),
+    [("ann", "key:ann"), ("key:ann", "key:ann"), ("192.0.2.1", "192.0.2.1"), ("2001:db8::/64", "2001:db8::/64")],
+)
+def test_the_webhook_secret_of_a_client_is_printed(
+    tmp_path: Path, animegan: Command, monkeypatch: pytest.MonkeyPatch, name: str, client: str
+) -> None:
+    status, secret, _ = animegan("new-webhook-secret")
+    assert status == 0
+    monkeypatch.setenv("HOOKS", secret)
+    config = write_config(tmp_path, {"enabled": True, "webhooks": {"secret": "env:HOOKS"}})
+    expected = client_secret(parse_secret(secret), client)
+    assert animegan("webhook-secret", name, "--config", config) == (0, f"{expected}\n", "")
+    status, out, _ = animegan("--json", "--config", config, "webhook-secret", name)
+    assert json.loads(out) == {"client": client, "secret": expected}
+
+
+@pytest.mark.parametrize(
+    ("secret", "said"),
+    [
+        ("off", "this config sends no webhooks"),
+        ("env:HOOKS", "jobs.webhooks.secret: the variable HOOKS is not set"),
+        ("HOOKS", "jobs.webhooks.secret: must be off, file:/ABSOLUTE/PATH or env:VARIABLE"),
+    ],
+)
+def test_a_config_without_a_webhook_secret_says_so(
+    tmp_path: Path, animegan: Command, monkeypatch: pytest.MonkeyPatch, secret: str, said: str
+) -> None:
+    monkeypatch.delenv("HOOKS", raising=False)
+    config = write_config(tmp_path, {"enabled": True, "webhooks": {"secret": secret}})
+    status, out, err = animegan("webhook-secret", "ann", "--config", config)
+    assert (status, out) == (1, "")
+    assert said in err

@@ -1,6 +1,7 @@
 """The replica around the runner of jobs, without Ray."""
 
 import asyncio
+import os
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
@@ -9,6 +10,8 @@ import pytest
 from jobstores import REQUEST, make_settings
 from pictures import photo_bytes
 from ray import serve
+from receivers import LOCAL, Receiver
+from standardwebhooks import Webhook
 
 from serve_app.deployments import job_runner as module
 from serve_app.deployments.job_runner import JobRunner
@@ -16,9 +19,11 @@ from serve_app.deployments.steps import Stylized
 from serve_app.errors import SettingsError, StoreUnavailable
 from serve_app.frames import Size, StylizeRequest
 from serve_app.images.header import ImageHeader
+from serve_app.jobs.signing import client_secret, new_secret, parse_secret
 from serve_app.jobs.store import open_store
-from serve_app.jobs.words import NewJob, Status
-from serve_app.settings import Settings
+from serve_app.jobs.words import JobReport, NewJob, Status
+from serve_app.settings import Settings, WebhookSettings
+from serve_app.web.receipts import job_info
 
 PATIENCE_S = 20
 
@@ -125,3 +130,67 @@ def test_runner_that_has_ended_by_a_fault_is_unhealthy(replica: Any) -> None:
         await replica.__del__()
 
     asyncio.run(scene())
+
+
+def test_webhook_shows_the_job_as_its_route_does(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOOKS", new_secret())
+    webhooks = WebhookSettings(**LOCAL | {"secret": "env:HOOKS"})
+    settings = settings.model_copy(update={"jobs": settings.jobs.model_copy(update={"webhooks": webhooks})})
+    monkeypatch.setattr(module, "Graph", Graph)
+    monkeypatch.setattr(module, "root_path", lambda application: f"/{application}/")
+    monkeypatch.setattr(serve, "get_replica_context", lambda: SimpleNamespace(app_name="animegan"))
+    store = open_store(settings.jobs)
+
+    async def scene() -> None:
+        replica = cast("Any", JobRunner).func_or_class(settings, None, None)
+        async with Receiver().listening() as receiver:
+            (job,) = store.submit("ann", [NewJob(REQUEST, photo_bytes(60, 80), callback_url=receiver.url())]).jobs
+            await replica.reconfigure({"poll_s": 0.05})
+            async with asyncio.timeout(PATIENCE_S):
+                while not receiver.requests:
+                    await asyncio.sleep(0.05)
+            replica.check_health()
+            await replica.__del__()
+        ((headers, body),) = receiver.requests
+        secret = client_secret(parse_secret(os.environ["HOOKS"]), "ann")
+        message = Webhook(secret).verify(body, headers)
+        done = store.get(job.id)
+        assert message["type"] == "job.succeeded"
+        assert message["data"] == job_info(JobReport(done), "/animegan").model_dump(mode="json", by_alias=True)
+        assert message["data"]["links"]["image"] == f"/animegan/v1/jobs/{job.id}/image"
+        assert message["timestamp"] == message["data"]["finished_at"]
+
+    asyncio.run(scene())
+    store.close()
+
+
+def test_courier_that_has_ended_by_a_fault_is_unhealthy(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOOKS", new_secret())
+    webhooks = WebhookSettings(secret="env:HOOKS")
+    settings = settings.model_copy(update={"jobs": settings.jobs.model_copy(update={"webhooks": webhooks})})
+    monkeypatch.setattr(module, "root_path", lambda application: "/")
+    monkeypatch.setattr(module, "Graph", Graph)
+    monkeypatch.setattr(serve, "get_replica_context", lambda: SimpleNamespace(app_name="animegan"))
+
+    async def scene() -> None:
+        replica = cast("Any", JobRunner).func_or_class(settings, None, None)
+        await replica.reconfigure({})
+        replica.store.outbox.claim = lambda *_: 1 / 0
+        async with asyncio.timeout(PATIENCE_S):
+            while replica.courier is None or replica.courier.fault() is None:
+                await asyncio.sleep(0.05)
+        with pytest.raises(RuntimeError, match="the runner of jobs has ended"):
+            replica.check_health()
+        await replica.__del__()
+
+    asyncio.run(scene())
+
+
+def test_secret_of_webhooks_that_is_missing_ends_the_start_with_its_sentence(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("HOOKS", raising=False)
+    webhooks = WebhookSettings(secret="env:HOOKS")
+    settings = settings.model_copy(update={"jobs": settings.jobs.model_copy(update={"webhooks": webhooks})})
+    with pytest.raises(SettingsError, match=r"jobs\.webhooks\.secret: the variable HOOKS is not set"):
+        cast("Any", JobRunner).func_or_class(settings, None, None)
