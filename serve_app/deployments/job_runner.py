@@ -90,7 +90,7 @@ class JobRunner:
     def begin(self, store: JobStore) -> None:
         """Begins to work."""
         self.store = store
-        self.runner = Runner(store, self, self.settings, self.jobs.lease_s, self.metrics)
+        self.runner = Runner(store, self, self.settings, self.jobs.lease_s, self)
         self.runner.most_pictures = 1  # until it is known how many Stylizers there are
         self.runner.start()
         self.tasks.append(asyncio.create_task(self.follow(self.runner)))
@@ -148,6 +148,12 @@ class JobRunner:
         stylized = await self.graph.stylize(photo, read_header(photo), wanted, background=True)
         return encoded_image(request, stylized, 1000 * (time.monotonic() - began))
 
+    def ended(self, outcome: str) -> None:
+        """Counts the end of an attempt, and has its webhook sent; see `jobs.runner.Observer`."""
+        self.metrics.ended(outcome)
+        if self.courier is not None:
+            self.courier.nudge()
+
     def check_health(self) -> None:
         """Fails if the runner has ended by a fault of ours, so that Serve starts another replica."""
         faults = [part.fault() for part in (self.runner, self.courier) if part is not None]
@@ -165,7 +171,7 @@ class JobRunner:
 
 
 class JobMetrics:
-    """Metrics of jobs and webhooks; see the `Observer`s of `jobs.runner` and `jobs.courier`."""
+    """Metrics of jobs and webhooks; see `jobs.courier.Observer`."""
 
     def __init__(self) -> None:
         self.ends = Counter(metrics.JOB_ENDS, "Attempts at jobs, by how they ended.", ("outcome",))

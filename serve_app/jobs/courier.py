@@ -29,7 +29,7 @@ logger = logging.getLogger(__name__)
 
 PLACES = 8  # messages at a time,
 PLACES_OF_HOST = 2  # and of these to one host, so that a slow one leaves room for others
-POLL_S = 1.0
+POLL_S = 3.0  # between two looks for messages of jobs that other processes have ended
 PAUSE_S = 3.0  # after an attempt to reach the database
 LEASE_S = 20.0  # that an attempt may take beyond its `timeout_s`, before it counts as lost
 ENDING_S = 2.0  # for which a courier that stops waits for what it has begun
@@ -79,13 +79,17 @@ class Courier:
         self._jitter = jitter
         self._threads = ThreadPoolExecutor(THREADS, "webhooks")
         self._sending: dict[asyncio.Task[None], Message] = {}
-        self._changed = asyncio.Event()  # a place is free, or the courier is to stop
+        self._changed = asyncio.Event()  # a message may have come, a place is free, or the courier is to stop
         self._is_stopping = False
         self._loop: asyncio.Task[None] | None = None
 
     def start(self) -> None:
         """Begins to deliver."""
         self._loop = asyncio.create_task(self._claim_all())
+
+    def nudge(self) -> None:
+        """Says that a job has ended, so that an idle courier need not wait for its next look."""
+        self._changed.set()
 
     def fault(self) -> BaseException | None:
         """Returns what ended the loop that should never end, if anything did."""

@@ -20,7 +20,7 @@ from serve_app.jobs.words import Job
 from serve_app.settings import WebhookSettings
 
 SECRET = bytes(range(32))
-LOCAL = {"secret": "env:SECRET", "allow_http": True, "allow_networks": ("127.0.0.0/8",)}
+LOCAL: dict[str, Any] = {"secret": "env:SECRET", "allow_http": True, "allow_networks": ("127.0.0.0/8",)}
 
 Answer = int | Callable[[web.Request], Awaitable[web.StreamResponse]]
 

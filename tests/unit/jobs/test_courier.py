@@ -466,6 +466,23 @@ def test_a_courier_that_stops_lets_what_is_nearly_delivered_arrive(
     in_loop(scene())
 
 
+def test_an_idle_courier_looks_when_it_is_nudged(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "POLL_S", 1000.0)
+
+    async def scene() -> None:
+        async with Receiver().listening() as receiver:
+            courier = Courier(bench.store, WebhookSettings(**LOCAL), SECRET, describe)
+            courier.start()
+            await asyncio.sleep(0.2)
+            cancelled(bench, receiver.url())
+            courier.nudge()
+            await until(is_empty(bench))
+            await courier.stop()
+        assert len(receiver.requests) == 1
+
+    in_loop(scene())
+
+
 @pytest.mark.parametrize("way", ["erased", "waits again"])
 def test_the_message_of_a_job_that_has_gone_or_waits_is_dropped(bench: Bench, way: str) -> None:
     async def scene() -> None:
