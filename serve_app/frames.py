@@ -112,12 +112,16 @@ class Receipt:
         original: its upright size.
         painted: the size of the painting.
         timings_ms: milliseconds of each step, in the order of the steps.
+        painter: name of what has painted it (see `serve_app.jobs.works`); empty if that is not known.
+        reused: whether the painting was made for an earlier request, and the timings are those of fetching it.
     """
 
     style: str
     original: Size
     painted: Size
     timings_ms: dict[str, float] = field(default_factory=dict)
+    painter: str = ""
+    reused: bool = False
 
     @property
     def resized(self) -> bool:

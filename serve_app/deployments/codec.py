@@ -22,6 +22,7 @@ from serve_app.frames import DecodedImage, Size, StylizeRequest
 from serve_app.images.encode import MEDIA_TYPES, encode
 from serve_app.images.header import ImageHeader, refuse_large
 from serve_app.images.pool import DecodeLimits, DecoderPool
+from serve_app.jobs.works import confirmed
 from serve_app.settings import CodecSettings, load_settings
 
 ENCODERS = 4  # paintings encoded at a time
@@ -159,7 +160,7 @@ def encoded(painted: Painted, decoded: Decoded, request: StylizeRequest) -> Styl
         raise frame_lost("painted") from None
     data = encode(frame, alpha, request.format, request.quality)
     worked_ms = {"decode": decoded.took_ms, "paint": painted.took_ms, "encode": elapsed_ms(began)}
-    return Stylized(data, decoded.original, decoded.painted, worked_ms)
+    return Stylized(data, decoded.original, decoded.painted, worked_ms, confirmed(painted.painter))
 
 
 def elapsed_ms(began: float) -> float:

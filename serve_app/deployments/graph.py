@@ -136,5 +136,5 @@ def encoded_image(request: StylizeRequest, stylized: Stylized, total_ms: float) 
     worked_ms = stylized.worked_ms
     queue_ms = max(total_ms - sum(worked_ms.values()), 0.0)
     timings_ms = {step: queue_ms if step == "queue" else worked_ms[step] for step in TIMINGS}
-    receipt = Receipt(request.style, stylized.original, stylized.painted, timings_ms)
+    receipt = Receipt(request.style, stylized.original, stylized.painted, timings_ms, stylized.painter)
     return EncodedImage(stylized.data, MEDIA_TYPES[request.format], receipt)

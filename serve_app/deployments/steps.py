@@ -63,10 +63,12 @@ class Painted:
     Attributes:
         frame: the painting.
         took_ms: milliseconds that its batch was on the device.
+        painter: name of what has painted it; see `serve_app.jobs.works`.
     """
 
     frame: Handed
     took_ms: float
+    painter: str = ""
 
 
 @dataclass(frozen=True)
@@ -78,12 +80,14 @@ class Stylized:
         original: the photograph's upright size before resizing.
         painted: the size of the painting.
         worked_ms: milliseconds of work in each step, in the order of the steps.
+        painter: as the Stylizer has named it; empty if the Codec has another version of the code.
     """
 
     data: bytes
     original: Size
     painted: Size
     worked_ms: dict[str, float]
+    painter: str = ""
 
 
 @dataclass(frozen=True)

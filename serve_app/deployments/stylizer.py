@@ -21,6 +21,7 @@ from serve_app.deployments.steps import Handed, Painted, fetch_async, frame_lost
 from serve_app.engine.slots import Slot
 from serve_app.errors import RequestError, UnknownStyle
 from serve_app.frames import Frame, Size
+from serve_app.jobs.works import painter_name
 from serve_app.queueing.batching import Batcher
 from serve_app.settings import Settings, StylizerSettings, load_settings
 from serve_app.styles.catalogue import installed_styles
@@ -40,6 +41,7 @@ class Stylizer:
 
     def __init__(self, settings: Settings) -> None:
         self.stylist = make_stylist(settings)
+        self.precision = settings.precision
         print(self.stylist.describe(), flush=True)
         self.settings = StylizerSettings()
         self.metrics = StylizerMetrics()
@@ -88,7 +90,8 @@ class Stylizer:
             raise frame_lost("decoded") from None
         size = Size(*frame.shape[:2])
         done = await self.batcher.submit((style, size), frame, size.pixels, expires_s, background)
-        return Painted(hand_over(done.result), 1000 * done.ran_s)
+        painter = painter_name(self.stylist.digests[style], self.precision)
+        return Painted(hand_over(done.result), 1000 * done.ran_s, painter)
 
     def reserve(self, key: Key, same_key: int, waiting: int, room: int) -> Slot | None:
         """Reserves memory and threads for the next batch; see `queueing.batching.Device`."""

@@ -236,13 +236,16 @@ def load_generator(style: InstalledStyle) -> Generator:
     """Returns the style's generator on the CPU, in eval mode, in float32.
 
     Raises:
-        StyleError: if the file is damaged or holds other weights.
+        StyleError: if the file is damaged, holds other weights, or was replaced since its description was read.
     """
     data = read_file(style.path)
     try:
-        verify(parse(data))
+        content = parse(data)
+        verify(content)
     except StyleError as error:
         raise StyleError(f"{printable(style.path)} is damaged: {error}") from error
+    if style.digest not in ("", content.verified_digest()):
+        raise StyleError(f"{printable(style.path)} was replaced while it was being read; start again.")
     generator = Generator(style.resize, style.eps)
     generator.load_state_dict({key: weight.float() for key, weight in load_safetensors(data).items()})
     return generator.eval()

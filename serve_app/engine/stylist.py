@@ -47,6 +47,7 @@ class Stylist:
 
     Attributes:
         slots: that batches are painted in.
+        digests: of the styles' contents, by name.
 
     Raises:
         DeviceError: if the device is missing, or a GPU was granted that cannot be used.
@@ -63,6 +64,7 @@ class Stylist:
     ) -> None:
         # oneDNN reads it when the first layer runs.
         os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", PRIMITIVE_CACHE_CAPACITY)
+        self.digests = {name: style.digest for name, style in styles.items()}
         self.device = choose_device(settings.device, gpu_share, has_cuda())
         self._precision = choose_precision(settings.precision, self.device)
         self._precisions = {

@@ -99,9 +99,22 @@ def read_catalogue() -> dict[str, CatalogueEntry]:
 
 
 class InstalledStyle(Style):
-    """A style whose file is on this machine."""
+    """A style whose file is on this machine.
+
+    Attributes:
+        path: of the file.
+        digest: of the content that was read; files that carry none have one too. Empty if nothing was read.
+        stamp: of the file before it was read.
+    """
 
     path: Path
+    digest: str = ""
+    stamp: tuple[int, ...] = ()
+
+    @property
+    def is_current(self) -> bool:
+        """Whether the file is still the one that was read. It takes some microseconds."""
+        return self.stamp == file_stamp(self.path)
 
 
 class LeftOut(NamedTuple):
@@ -178,6 +191,15 @@ def installed_styles(setting: Path | None = None) -> InstalledStyles:
     return styles
 
 
+def file_stamp(path: Path) -> tuple[int, ...]:
+    """Returns what changes when a file is replaced or written to; empty if it is not there."""
+    try:
+        status = path.stat()
+    except OSError:
+        return ()
+    return (status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns)
+
+
 def read_installed(path: Path) -> InstalledStyle:
     """Reads the description of a style from the header of its file, and verifies the whole file.
 
@@ -193,6 +215,7 @@ def read_style(path: Path) -> tuple[InstalledStyle, StyleContent]:
     Raises:
         StyleError: if the file is damaged or is not a style of this service.
     """
+    stamp = file_stamp(path)
     data = read_file(path)
     name = printable(path)
     try:
@@ -212,7 +235,7 @@ def read_style(path: Path) -> tuple[InstalledStyle, StyleContent]:
         verify(content)
     except StyleError as error:
         raise StyleError(f"{name} is damaged: {error}; install it again.") from error
-    return style, content
+    return style.model_copy(update={"digest": content.verified_digest(), "stamp": stamp}), content
 
 
 def read_file(path: Path) -> bytes:

@@ -51,6 +51,10 @@ class StyleContent:
         """Returns the digest that the content should have."""
         return style_digest(self.header.get(DESCRIPTION, ""), self.tensors)
 
+    def verified_digest(self) -> str:
+        """Returns the digest of a content that was verified: the one that it carries, if it does."""
+        return self.header.get(DIGEST) or self.digest()
+
 
 def style_digest(description: str, tensors: Iterable[RawTensor]) -> str:
     """Returns the digest of a style, in hexadecimal.

@@ -36,7 +36,7 @@ def test_admission_gets_its_limits_from_the_settings() -> None:
 @pytest.mark.parametrize(("total_ms", "queue_ms"), [(500.0, 370.0), (100.0, 0.0)])
 def test_queue_is_all_the_time_that_was_not_work(total_ms: float, queue_ms: float) -> None:
     worked_ms = {"decode": 10.0, "paint": 100.0, "encode": 20.0}
-    stylized = Stylized(b"jpeg", Size(90, 120), Size(60, 80), worked_ms)
+    stylized = Stylized(b"jpeg", Size(90, 120), Size(60, 80), worked_ms, "1-auto-abc")
     answer = encoded_image(StylizeRequest("toon", 80, 4, "jpeg"), stylized, total_ms)
     assert list(answer.receipt.timings_ms.items()) == [
         ("decode", 10.0),
@@ -46,6 +46,7 @@ def test_queue_is_all_the_time_that_was_not_work(total_ms: float, queue_ms: floa
     ]
     assert (answer.data, answer.media_type) == (b"jpeg", "image/jpeg")
     assert (answer.receipt.style, answer.receipt.original, answer.receipt.painted) == ("toon", (90, 120), (60, 80))
+    assert (answer.receipt.painter, answer.receipt.reused) == ("1-auto-abc", False)
 
 
 def bare_ingress(settings: IngressSettings) -> Any:

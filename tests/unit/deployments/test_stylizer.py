@@ -20,6 +20,7 @@ from serve_app.engine.precision import Choice
 from serve_app.engine.stylist import Stylist
 from serve_app.errors import RequestError, UnknownStyle
 from serve_app.frames import Frame, Precision, Size
+from serve_app.jobs.works import painter_name
 from serve_app.queueing.waiting import Done
 from serve_app.settings import Settings
 from serve_app.styles.catalogue import InstalledStyle
@@ -155,6 +156,15 @@ def test_style_that_this_replica_has_left_out_is_refused_with_404(stylizer: Styl
     (refusal,) = asyncio.run(scene())
     assert isinstance(refusal, UnknownStyle)
     assert str(refusal) == "The style 'missing' cannot be painted here: its file is missing or damaged."
+
+
+def test_a_painting_names_its_painter_by_what_was_loaded(stylizer: Stylizer, seeded_style: InstalledStyle) -> None:
+    async def scene() -> list[Painted | RequestError]:
+        return [answer async for answer in stylizer.paint(frame_of(FIRST), "seeded")]
+
+    (painted,) = asyncio.run(scene())
+    assert isinstance(painted, Painted)
+    assert painted.painter == painter_name(seeded_style.digest, "auto") != ""
 
 
 def test_small_image_is_painted_before_a_large_one_that_arrived_first(

@@ -20,7 +20,7 @@ class NewerRequest(StylizeRequest):
 
 @dataclass(frozen=True)
 class NewerReceipt(Receipt):
-    reused: bool = False
+    signed: bool = False
 
 
 def test_a_request_of_older_code_has_the_defaults_of_newer_fields(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -41,7 +41,7 @@ def test_a_receipt_of_older_code_has_the_defaults_of_newer_fields(monkeypatch: p
 
 def test_members_of_newer_code_are_left_out() -> None:
     assert request_of(request_members(REQUEST) | {"strength": 0.5}) == REQUEST
-    assert receipt_of(receipt_members(RECEIPT) | {"reused": True}) == RECEIPT
+    assert receipt_of(receipt_members(RECEIPT) | {"signed": True}) == RECEIPT
 
 
 def test_a_new_field_of_a_request_or_a_receipt_has_a_default() -> None:

@@ -12,7 +12,7 @@ from helpers import make_style
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from serve_app.engine.checkpoints import save_style
+from serve_app.engine.checkpoints import load_generator, save_style
 from serve_app.engine.generator import Generator
 from serve_app.errors import StyleError
 from serve_app.styles.catalogue import installed_styles, read_installed, read_style, shipped_dir
@@ -184,3 +184,37 @@ def test_file_that_is_no_whole_style_is_named(styles_dir: Path, spoil: Callable[
     path = styles_dir / "mine.safetensors"
     path.write_bytes(spoil(SHIPPED))
     assert refusal(path).startswith(f"{path} is damaged and cannot be read as a style: {said}")
+
+
+def test_an_installed_style_knows_its_digest_even_if_its_file_carries_none(
+    weights: Mapping[str, Tensor], styles_dir: Path
+) -> None:
+    path = styles_dir / "mine.safetensors"
+    save_style(weights, make_style("mine"), path)
+    first = read_installed(path)
+    assert first.digest == read_style(path)[1].header[DIGEST]
+    write(path, weights)
+    assert not read_style(path)[1].has_digest
+    assert read_installed(path).digest == first.digest
+
+
+def test_an_installed_style_notices_that_its_file_was_replaced(weights: Mapping[str, Tensor], styles_dir: Path) -> None:
+    path = styles_dir / "mine.safetensors"
+    save_style(weights, make_style(), path)
+    style = read_installed(path)
+    assert style.is_current
+    save_style(weights, make_style(title="Retrained"), path)
+    assert not style.is_current
+    assert read_installed(path).digest != style.digest
+    path.unlink()
+    assert not style.is_current
+
+
+def test_weights_are_not_loaded_of_a_file_that_was_replaced(weights: Mapping[str, Tensor], styles_dir: Path) -> None:
+    path = styles_dir / "mine.safetensors"
+    save_style(weights, make_style(), path)
+    style = read_installed(path)
+    load_generator(style)
+    save_style(weights, make_style(title="Retrained"), path)
+    with pytest.raises(StyleError, match="was replaced"):
+        load_generator(style)
