@@ -196,6 +196,8 @@ class JobsSettings(StrictModel):
             `s3://bucket/folder`; its secrets come from the environment (`AWS_ACCESS_KEY_ID` and so on).
         keep_for_s: how long a finished job is kept.
         keep_photos_for_s: how long the photograph of a finished job is kept; never longer than the job.
+        keep_stylized_for_s: how long a painting of /v1/stylize is kept, so that the same photograph of the same client
+            is answered with it; never longer than a finished job. 0 keeps none.
         forget_after_s: how long the id of an expired or erased job is remembered, and answered with 410.
         max_stored_bytes: of all photographs and paintings. Beyond it finished jobs expire early, oldest first.
             Photographs fill nine tenths of it at most, so that there is room for paintings.
@@ -213,6 +215,7 @@ class JobsSettings(StrictModel):
     blobs_url: str | None = None
     keep_for_s: PositiveFloat = 86_400
     keep_photos_for_s: NonNegativeFloat = 3600
+    keep_stylized_for_s: NonNegativeFloat = 3600
     forget_after_s: NonNegativeFloat = 604_800
     max_stored_bytes: Annotated[ByteSize, Field(gt=0)] = ByteSize(10_240 * MIB)
     min_free_bytes: Annotated[ByteSize, Field(ge=0)] = ByteSize(512 * MIB)

@@ -22,6 +22,7 @@ from serve_app.errors import RequestError, TooBusy
 from serve_app.frames import Client, EncodedImage, StylizeRequest
 from serve_app.images.header import read_header
 from serve_app.jobs.desk import JobDesk
+from serve_app.jobs.works import painter_name
 from serve_app.queueing.admission import AdmissionController, Limits, QueueFull
 from serve_app.settings import IngressSettings, Settings, load_settings
 from serve_app.styles.catalogue import find_style, installed_styles, read_catalogue
@@ -57,6 +58,7 @@ class Ingress:
         self.keys: Keys = KeyRing()  # lets nobody in, until `reconfigure` has read the settings
         self.admission = AdmissionController(admission_limits(self.settings))
         self.styles = installed_styles(settings.styles_dir)
+        self.precision = settings.precision
         self.catalogue = read_catalogue()
         self.refusals = Counter(metrics.REFUSALS, "Requests refused, by code.", ("code",))
         self.gauges = [
@@ -101,6 +103,11 @@ class Ingress:
         except RequestError as refusal:
             self.refusals.inc(tags={"code": refusal.code})
             raise
+
+    def painter(self, style: str) -> str:
+        """Returns the name of what would paint in a style now; empty if its file is no more the one that was read."""
+        installed = self.styles[style]
+        return painter_name(installed.digest, self.precision) if installed.is_current else ""
 
     async def check(self, data: bytes, request: StylizeRequest) -> int:
         """Refuses a photograph that can never be painted, by its header; returns the pixels that will be painted."""

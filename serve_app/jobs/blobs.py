@@ -21,6 +21,7 @@ import fsspec
 
 from serve_app.errors import Gone, SettingsError, StoreFull, StoreUnavailable
 from serve_app.jobs.database import RETRY_AFTER_S, data_dir, make_private_folder
+from serve_app.jobs.works import content_digest
 from serve_app.settings import JobsSettings
 
 logger = logging.getLogger(__name__)
@@ -85,7 +86,7 @@ def checked(name: str, data: bytes) -> bytes:
     Raises:
         Gone: if it is another.
     """
-    if hashlib.sha256(data).hexdigest() != name.rsplit("/", 1)[-1].split("-")[0]:
+    if hashlib.sha256(data).hexdigest() != content_digest(name):
         logger.error("the blob %s is damaged", name)
         raise Gone("The stored picture was damaged. Send the photograph again.")
     return data

@@ -7,6 +7,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Literal
 
 from serve_app.errors import RequestError, StoreUnavailable
+from serve_app.jobs.cache import PaintingCache
 from serve_app.jobs.callbacks import check_callback_url
 from serve_app.jobs.news import News
 from serve_app.jobs.threads import StoreThreads
@@ -32,6 +33,9 @@ class JobDesk:
     Every method raises StoreUnavailable if the database or the blob store cannot be reached, and StoreFull if a disk is
     full.
 
+    Attributes:
+        paintings: that may be used again.
+
     Args:
         settings: of jobs, which are enabled.
         rate: returns the pixels per second that this process has measured otherwise, for estimates before any job was
@@ -49,6 +53,7 @@ class JobDesk:
         self._waiting = 0
         self._state: State = "unavailable"
         self._state_asked_at: float | None = None
+        self.paintings = PaintingCache(self._threads, settings)
 
     def open_soon(self) -> None:
         """Begins to open the store, so that the first request need not wait for it."""
@@ -191,6 +196,7 @@ class JobDesk:
 
     def close(self) -> None:
         """Waits for calls that run, and closes the connections to the database."""
+        self.paintings.close()
         self._threads.close()
 
 

@@ -10,7 +10,7 @@ from typing import Any
 from sqlalchemy import Connection, Select, delete, select, text, update
 
 from serve_app.jobs import ledger, outbox
-from serve_app.jobs.table import EXPIRED, IS_FINISHED, blobs, jobs, now_ms, status
+from serve_app.jobs.table import EXPIRED, IS_FINISHED, NO_TURN, blobs, jobs, now_ms, status
 from serve_app.jobs.words import Status
 from serve_app.settings import JobsSettings
 
@@ -30,6 +30,7 @@ BLANK: dict[str, Any] = {
     "receipt": None,
     "problem": None,
     "callback_url": None,
+    "work_digest": None,
 }
 
 
@@ -50,9 +51,11 @@ def erase(connection: Connection, job_id: str) -> bool:
 def expire(connection: Connection, numbers: Sequence[int]) -> int:
     """Expires finished jobs whose rows are locked. An idempotency key ends with the first job that it made."""
     chosen = (jobs.c.number.in_(numbers), IS_FINISHED)
-    columns = (*outbox.ENDED, jobs.c.photo, jobs.c.painting, jobs.c.key_digest)
+    columns = (*outbox.ENDED, jobs.c.number, jobs.c.turn, jobs.c.photo, jobs.c.painting, jobs.c.key_digest)
     rows = connection.execute(select(*columns).where(*chosen)).mappings().all()
     connection.execute(update(jobs).where(*chosen).values(status=status(Status.EXPIRED), expires_at=now_ms(), **BLANK))
+    if unknown := [row["number"] for row in rows if row["turn"] == NO_TURN]:  # nobody will ask for them
+        connection.execute(delete(jobs).where(jobs.c.number.in_(unknown), EXPIRED))
     keys = {row["key_digest"] for row in rows if row["key_digest"]}
     if keys:
         connection.execute(update(jobs).where(jobs.c.key_digest.in_(keys)).values(key_digest=None))

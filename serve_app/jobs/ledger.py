@@ -78,10 +78,10 @@ def keep(connection: Connection, name: str) -> None:
         raise StoreUnavailable("Storing the picture took too long. Try again.", retry_after_s=RETRY_AFTER_S)
 
 
-def share(connection: Connection, name: str) -> bool:
-    """Lets another job name a blob; returns False if no job names it any more."""
+def share(connection: Connection, name: str, times: int = 1) -> bool:
+    """Lets other jobs name a blob, so many; returns False if no job names it any more."""
     is_kept = update(blobs).where(blobs.c.name == name, blobs.c.refs > 0)
-    return connection.execute(is_kept.values(refs=blobs.c.refs + 1)).rowcount == 1
+    return connection.execute(is_kept.values(refs=blobs.c.refs + times)).rowcount == 1
 
 
 def drop(connection: Connection, names: Iterable[str | None]) -> None:

@@ -164,7 +164,10 @@ def running_jobs(connection: Connection) -> dict[str, Run]:
 
 def painted_jobs(connection: Connection) -> list[Run]:
     """Returns the jobs that were painted last."""
-    last = select(jobs.c.pixels, jobs.c.attempt, jobs.c.started_at, jobs.c.finished_at).where(SUCCEEDED)
+    last = select(jobs.c.pixels, jobs.c.attempt, jobs.c.started_at, jobs.c.finished_at).where(
+        SUCCEEDED,
+        jobs.c.started_at.is_not(None),  # reused ones were not painted
+    )
     return [
         Run(row.pixels, row.started_at if row.attempt == 1 else None, row.finished_at)
         for row in connection.execute(last.order_by(jobs.c.finished_at.desc()).limit(MEASURED_JOBS))

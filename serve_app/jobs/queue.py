@@ -9,8 +9,9 @@ client's first job waits for at most two jobs of each other client, and a client
 """
 
 import secrets
+from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from sqlalchemy import (
@@ -40,6 +41,7 @@ from serve_app.jobs.database import Database
 from serve_app.jobs.rows import receipt_members, request_members, to_job
 from serve_app.jobs.table import IS_UNFINISHED, QUEUED, RUNNING, jobs, now_ms, status
 from serve_app.jobs.words import Job, Lease, Reaped, SeenLease, Status, Submission
+from serve_app.jobs.works import content_digest, work_digest
 from serve_app.settings import JobsSettings
 
 SUBMISSION_LOCK = 0x616E6971
@@ -54,7 +56,8 @@ class Entry:
     """A job to insert: what to do, with which stored photograph (`photo`) or with that of which job (`source`).
 
     `pixels` are those that will be painted, and `callback_url` is told of its end. With an `error` there is no
-    photograph: the job has failed already.
+    photograph: the job has failed already. If there is an `earlier` job of the client with the same work, its painting
+    is reused, as long as it is kept; with neither `photo` nor `source`, its photograph too.
     """
 
     request: StylizeRequest
@@ -63,6 +66,24 @@ class Entry:
     source: str | None = None
     error: RequestError | None = None
     callback_url: str | None = field(default=None, repr=False)
+    earlier: Job | None = None
+
+
+@dataclass(frozen=True)
+class Kept:
+    """Names of the pictures of a new job: of its photograph, and of the painting if it need not be painted."""
+
+    photo: str | None = None
+    painting: str | None = None
+
+    @property
+    def must_be_painted(self) -> bool:
+        """Whether the job waits; one that has failed already has no pictures."""
+        return self.photo is not None and self.painting is None
+
+
+class Vanished(Exception):
+    """The pictures of an earlier job were let go while a new one was about to reuse them."""
 
 
 @dataclass(frozen=True)
@@ -115,6 +136,7 @@ class JobQueue:
             KeyReused: if the key came with another payload.
             TooBusy: if the queue, or the client's share of it, is full.
             UnknownJob, Gone: if the source of an entry, or its photograph, is not there.
+            Vanished: if all pictures are gone that an entry wanted to reuse.
         """
         with self._database.write() as connection:
             if not self._database.is_sqlite:  # there a write transaction is alone
@@ -123,20 +145,21 @@ class JobQueue:
                 earlier = self._submitted(connection, key_digest, payload_digest)
                 if earlier:
                     return earlier
+            kept = keep_pictures(connection, entries)
             waiting = waiting_jobs(connection, client)
-            self._check_room(waiting, sum(entry.error is None for entry in entries))
+            if to_paint := sum(each.must_be_painted for each in kept):
+                self._check_room(waiting, to_paint)
             turn = 1 + max(waiting.head_turn, waiting.last_turn)
-            photos = iter(keep_photos(connection, [entry for entry in entries if entry.error is None]))
             made = []
-            for part, entry in enumerate(entries):
+            for part, (entry, pictures) in enumerate(zip(entries, kept, strict=True)):
                 keys = {"key_digest": key_digest, "payload_digest": payload_digest, "part": part}
                 wanted = {"request": request_members(entry.request), "pixels": entry.pixels}
                 values = {"client": client, "turn": turn, **wanted, **keys, "callback_url": entry.callback_url}
                 if entry.error is not None:
                     made.append(insert_failed(connection, values, entry.error, self._settings))
                 else:
-                    made.append(insert_job(connection, {**values, "photo": next(photos)}))
-                    turn += 1
+                    made.append(insert_entry(connection, values, entry, pictures, self._ending()))
+                turn += made[-1].status is Status.QUEUED
             return Submission(tuple(made), is_new=True)
 
     def check_room(self, client: str, count: int) -> None:
@@ -189,9 +212,15 @@ class JobQueue:
             StoreUnavailable: if the reservation of the painting ran out.
         """
         values = {"painting": painting, "media_type": media_type, "receipt": receipt_members(receipt)}
+        work = work_of(lease.job, receipt)
         with self._database.write() as connection:
             finished = held(lease).values(
-                status=status(Status.SUCCEEDED), problem=null(), **values, **self._ending(), **NO_LEASE
+                status=status(Status.SUCCEEDED),
+                problem=null(),
+                work_digest=work,
+                **values,
+                **self._ending(),
+                **NO_LEASE,
             )
             row = connection.execute(finished.returning(*outbox.ENDED)).mappings().one_or_none()
             if row is not None:
@@ -357,22 +386,66 @@ def waiting_jobs(connection: Connection, client: str) -> Waiting:
     return Waiting(total, own, first_turn, last_turn)
 
 
-def keep_photos(connection: Connection, entries: Sequence[Entry]) -> list[str]:
-    """Lets new jobs name their photographs, and returns the names.
+def keep_pictures(connection: Connection, entries: Sequence[Entry]) -> list[Kept]:
+    """Lets new jobs name their photographs, and the paintings that they reuse; returns the names.
 
     Blobs are locked in the order of their names, as everywhere, so that no two transactions wait for each other. The
-    jobs whose photographs are painted again need no lock: a blob that was let go meanwhile cannot be shared any more.
+    jobs whose pictures are used again need no lock: a blob that was let go meanwhile cannot be shared any more.
 
     Raises:
         UnknownJob, Gone: if an entry's source, or its photograph, is not there.
+        Vanished: if neither the photograph nor the painting of an earlier job is there.
     """
-    named = [entry.photo or photo_of(connection, str(entry.source)) for entry in entries]
-    for name, entry in sorted(zip(named, entries, strict=True), key=lambda pair: pair[0]):
-        if entry.photo is not None:
+    wanted = [wanted_pictures(connection, entry) for entry in entries]
+    own = {entry.photo for entry in entries if entry.photo is not None}
+    uses = Counter(name for each in wanted for name in (each.photo, each.painting) if name is not None)
+    gone = set()
+    for name in sorted(uses):
+        if name in own:
             ledger.keep(connection, name)
-        elif not ledger.share(connection, name):
-            raise photo_gone()
-    return named
+        elif not ledger.share(connection, name, uses[name]):
+            gone.add(name)
+    kept = [Kept(*(name if name not in gone else None for name in (each.photo, each.painting))) for each in wanted]
+    for entry, pictures in zip(entries, kept, strict=True):
+        if pictures == Kept() and entry.error is None:
+            raise Vanished if entry.source is None else photo_gone()
+    return kept
+
+
+def wanted_pictures(connection: Connection, entry: Entry) -> Kept:
+    """Returns the pictures that an entry would name.
+
+    Raises:
+        UnknownJob, Gone: if its source, or the photograph of it, is not there.
+    """
+    photo, painting = entry.photo, None
+    if entry.source is not None:
+        photo = photo_of(connection, entry.source)
+    if entry.earlier is not None:
+        photo, painting = photo or entry.earlier.photo, entry.earlier.painting
+    return Kept(photo, painting)
+
+
+def painted_before(entry: Entry, pictures: Kept) -> dict[str, Any]:
+    """Returns the columns of a job that was painted before it came."""
+    earlier = entry.earlier
+    if earlier is None or earlier.receipt is None:
+        raise ValueError("only a succeeded job has a painting to reuse")
+    receipt = replace(reused(earlier.receipt), style=entry.request.style)
+    values = {"painting": pictures.painting, "media_type": earlier.media_type, "work_digest": earlier.work}
+    return {**values, "receipt": receipt_members(receipt)}
+
+
+def work_of(job: Job, receipt: Receipt) -> str | None:
+    """Returns the digest of the work of a job that was painted; None if nobody says who has painted it."""
+    if job.photo is None or job.request is None:
+        return None
+    return work_digest(content_digest(job.photo), receipt.painter, job.request)
+
+
+def reused(receipt: Receipt) -> Receipt:
+    """Returns the receipt of a painting that is used again: no step has taken any time."""
+    return replace(receipt, timings_ms=dict.fromkeys(receipt.timings_ms, 0.0), reused=True)
 
 
 def photo_of(connection: Connection, job_id: str) -> str:
@@ -407,10 +480,20 @@ INSERT_FAILED = (
 )
 
 
-def insert_job(connection: Connection, values: dict[str, Any]) -> Job:
-    """Inserts a job that waits."""
-    row = connection.execute(INSERT_JOB, {"id": secrets.token_hex(ID_BYTES), **values})
-    return to_job(row.mappings().one())
+def insert_job(connection: Connection, values: dict[str, Any], painted: dict[str, Any] | None = None) -> Job:
+    """Inserts a job that waits, or one that has succeeded already, with the columns of a painting."""
+    statement = INSERT_JOB if painted is None else INSERT_JOB.values(status=status(Status.SUCCEEDED), **painted)
+    row = connection.execute(statement, {"id": secrets.token_hex(ID_BYTES), **values}).mappings().one()
+    outbox.announce(connection, [row])
+    return to_job(row)
+
+
+def insert_entry(
+    connection: Connection, values: dict[str, Any], entry: Entry, pictures: Kept, ending: dict[str, Any]
+) -> Job:
+    """Inserts a job that waits, or that was painted before it came; `ending` is what every end of a job sets."""
+    painted = {**painted_before(entry, pictures), **ending} if pictures.painting else None
+    return insert_job(connection, {**values, "photo": pictures.photo}, painted)
 
 
 def insert_failed(connection: Connection, values: dict[str, Any], error: RequestError, settings: JobsSettings) -> Job:

@@ -35,6 +35,7 @@ def to_job(row: RowMapping) -> Job:
         receipt=None if row["receipt"] is None else receipt_of(row["receipt"]),
         problem=row["problem"],
         callback_url=row["callback_url"],
+        work=row["work_digest"],
     )
 
 

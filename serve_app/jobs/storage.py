@@ -4,7 +4,7 @@ import logging
 import secrets
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from serve_app.errors import RequestError, StoreFull
 from serve_app.jobs import expiry, ledger
@@ -30,12 +30,14 @@ class Bounds:
         share: of those of one client.
         min_free: of the disk, left free.
         may_exceed_share: if none of the client's pictures can go, there is only the bound of all.
+        may_evict: whether pictures of finished jobs may go for it.
     """
 
     most: int
     share: int
     min_free: int
     may_exceed_share: bool
+    may_evict: bool = True
 
 
 @dataclass
@@ -60,24 +62,28 @@ class Storage:
         self._settings = settings
 
     @contextmanager
-    def stored(self, client: str, pictures: Mapping[str, bytes], kind: Kind) -> Iterator[Pending]:
+    def stored(
+        self, client: str, pictures: Mapping[str, bytes], kind: Kind, is_spare: bool = False
+    ) -> Iterator[Pending]:
         """Stores pictures for a block of code in which jobs come to name them.
 
         Args:
             client: who is charged.
             pictures: contents by new names.
             kind: of all of them; paintings may use room that photographs may not.
+            is_spare: they are kept only where a photograph would find room, and no other picture goes for them.
 
         Raises:
             StoreFull: if there is no room, and no finished job's picture that could go.
             StoreUnavailable: if the database or the blob store cannot be reached.
         """
         pending = Pending()
+        bounds = replace(self._bounds("photos"), may_evict=False) if is_spare else self._bounds(kind)
         if pictures:
-            self._reserve(client, {name: len(data) for name, data in pictures.items()}, self._bounds(kind))
+            self._reserve(client, {name: len(data) for name, data in pictures.items()}, bounds)
         try:
             for name, data in pictures.items():
-                self._put(name, data)
+                self._put(name, data, bounds)
             yield pending
         finally:
             if pictures and not pending.is_kept:
@@ -172,7 +178,7 @@ class Storage:
         largest = bounds.most if bounds.may_exceed_share else share
         if wanted > largest:  # nothing that could go would help
             raise StoreFull("The picture is larger than its share of the store of jobs.", largest, wanted, "bytes")
-        self._free_disk(wanted, bounds.min_free)
+        self._free_disk(wanted, bounds)
         for _ in range(EVICTIONS):
             try:
                 with self._database.write() as connection:
@@ -180,7 +186,7 @@ class Storage:
                 return
             except ledger.NoRoom as shortage:
                 owner, excess = shortage.client, shortage.excess_bytes
-            if wanted <= share and self._evict(owner, excess):
+            if bounds.may_evict and wanted <= share and self._evict(owner, excess):
                 continue
             if owner is None or share == largest:
                 break
@@ -190,7 +196,7 @@ class Storage:
         detail = f"{whose} full of pictures that wait. Try again later, or remove jobs."
         raise StoreFull(detail, limit, limit + excess, "bytes", retry_after_s=RETRY_AFTER_S)
 
-    def _free_disk(self, wanted: int, min_free: int) -> None:
+    def _free_disk(self, wanted: int, bounds: Bounds) -> None:
         """Lets finished pictures go until a disk has room.
 
         Raises:
@@ -198,19 +204,19 @@ class Storage:
         """
         for _ in range(EVICTIONS):
             free = self._blobs.free_bytes()
-            if free is None or free - wanted >= min_free:
+            if free is None or free - wanted >= bounds.min_free:
                 return
-            if not self._evict(None, min_free + wanted - free):
+            if not bounds.may_evict or not self._evict(None, bounds.min_free + wanted - free):
                 break
         raise StoreFull("The disk of the stored pictures is full. Try again later.", retry_after_s=RETRY_AFTER_S)
 
-    def _put(self, name: str, data: bytes) -> None:
+    def _put(self, name: str, data: bytes, bounds: Bounds) -> None:
         """Writes a picture; if a quota or the last byte of a disk is met, finished pictures go first."""
         for _ in range(EVICTIONS):
             try:
                 self._blobs.put(name, data)
             except StoreFull:
-                if not self._evict(None, len(data)):
+                if not bounds.may_evict or not self._evict(None, len(data)):
                     raise
             else:
                 return

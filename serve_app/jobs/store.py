@@ -13,12 +13,13 @@ from serve_app.jobs import expiry, ledger, outbox
 from serve_app.jobs.blobs import BlobStore, blob_name, open_blobs
 from serve_app.jobs.database import Database, open_database
 from serve_app.jobs.outbox import Outbox
-from serve_app.jobs.queue import Entry, JobQueue
+from serve_app.jobs.queue import Entry, JobQueue, Vanished
 from serve_app.jobs.reader import JobReader
+from serve_app.jobs.reuse import Paintings
 from serve_app.jobs.rows import request_members
 from serve_app.jobs.schema import SchemaState, behind, migrate, schema_state
 from serve_app.jobs.storage import Storage
-from serve_app.jobs.table import QUEUED, blobs, jobs, now_ms, store
+from serve_app.jobs.table import IS_JOB, QUEUED, blobs, jobs, now_ms, store
 from serve_app.jobs.words import Census, Job, Lease, NewJob, Reaped, Status, Submission, Swept
 from serve_app.settings import JobsSettings
 
@@ -34,6 +35,7 @@ class JobStore:
         reader: for whoever watches jobs.
         positions: how many unfinished jobs are ahead of one.
         outbox: messages that say that jobs have ended.
+        paintings: that may be used again.
 
     Args:
         database: with a schema that is up to date.
@@ -48,6 +50,7 @@ class JobStore:
         self.outbox = Outbox(database)
         self._database = database
         self._storage = Storage(database, blobs, settings)
+        self.paintings = Paintings(database, self._storage, settings)
         self._settings = settings
 
     def submit(self, client: str, new: Sequence[NewJob], key: str | None = None) -> Submission:
@@ -72,20 +75,11 @@ class JobStore:
             earlier = self.queue.submitted(key_digest, payload_digest)
             if earlier:
                 return earlier
-        self.queue.check_room(client, sum(job.error is None for job in new))
-        photos: dict[str, bytes] = {}
-        entries = []
-        for job in new:
-            name = None
-            if job.photo is not None and job.error is None:
-                name = blob_name("photos", job.photo)
-                photos[name] = job.photo
-            pixels = job.pixels or job.request.max_side**2
-            entries.append(Entry(job.request, pixels, name, job.source, job.error, job.callback_url))
-        with self._storage.stored(client, photos, "photos") as pending:
-            submission = self.queue.submit(client, entries, key_digest, payload_digest)
-            pending.is_kept = submission.is_new
-        return submission
+        digests = (key_digest, payload_digest)
+        try:
+            return self._submit(client, new, [self.paintings.earlier(client, job) for job in new], digests)
+        except Vanished:
+            return self._submit(client, new, [None] * len(new), digests)
 
     def get(self, job_id: str) -> Job:
         """Returns a job.
@@ -190,6 +184,7 @@ class JobStore:
         grouped = select(jobs.c.client, jobs.c.status, func.count().label("jobs")).group_by(
             jobs.c.client, jobs.c.status
         )
+        grouped = grouped.where(IS_JOB)
         oldest = select(now_ms() - func.min(jobs.c.created_at)).where(QUEUED)
         with self._database.read() as connection:
             for row in connection.execute(grouped.order_by(jobs.c.client)):
@@ -197,6 +192,32 @@ class JobStore:
             waited_ms = connection.execute(oldest).scalar()
             stored = ledger.bytes_used(connection)
         return Census(counts, None if waited_ms is None else waited_ms / 1000, stored)
+
+    def _submit(
+        self,
+        client: str,
+        new: Sequence[NewJob],
+        earlier: Sequence[Job | None],
+        digests: tuple[str | None, str | None],
+    ) -> Submission:
+        """Stores those photographs that earlier jobs do not have, and inserts the jobs."""
+        pairs = list(zip(new, earlier, strict=True))
+        to_paint = sum(job.error is None and before is None for job, before in pairs)
+        if to_paint:
+            self.queue.check_room(client, to_paint)
+        photos: dict[str, bytes] = {}
+        entries = []
+        for job, before in pairs:
+            name = None
+            if job.photo is not None and job.error is None and (before is None or before.photo is None):
+                name = blob_name("photos", job.photo)
+                photos[name] = job.photo
+            pixels = job.pixels or job.request.max_side**2
+            entries.append(Entry(job.request, pixels, name, job.source, job.error, job.callback_url, before))
+        with self._storage.stored(client, photos, "photos") as pending:
+            submission = self.queue.submit(client, entries, *digests)
+            pending.is_kept = submission.is_new
+        return submission
 
     def schema_state(self) -> SchemaState:
         """Compares the schema of the database with the code, for `/readyz`."""

@@ -27,6 +27,8 @@ from sqlalchemy.sql.expression import FunctionElement
 
 from serve_app.jobs.words import FINISHED, Status
 
+NO_TURN = -1  # of paintings of /v1/stylize that are kept for reuse: they never waited, and nobody knows their ids
+
 metadata = MetaData()
 Number = BigInteger().with_variant(Integer, "sqlite")  # the one integer type that SQLite counts up by itself
 
@@ -145,5 +147,6 @@ QUEUED = jobs.c.status == status(Status.QUEUED)
 RUNNING = jobs.c.status == status(Status.RUNNING)
 SUCCEEDED = jobs.c.status == status(Status.SUCCEEDED)
 EXPIRED = jobs.c.status == status(Status.EXPIRED)
+IS_JOB = jobs.c.turn >= 0  # unlike a painting of /v1/stylize
 IS_FINISHED = jobs.c.status.in_([status(value) for value in FINISHED])
 IS_UNFINISHED = jobs.c.status.in_([status(Status.QUEUED), status(Status.RUNNING)])

@@ -41,6 +41,8 @@ class NewJob:
             allows counts.
         error: why it can never be painted, if that is known already: the job is made, and has failed.
         callback_url: that is told when the job has ended; may hold a secret.
+        painter: name of what would paint it now (see `works`): what the same painter has painted for the client before
+            is reused. Empty: nothing is.
     """
 
     request: StylizeRequest
@@ -49,6 +51,7 @@ class NewJob:
     pixels: int | None = None
     error: RequestError | None = None
     callback_url: str | None = field(default=None, repr=False)
+    painter: str = ""
 
     def __post_init__(self) -> None:
         if (self.photo is None) == (self.source is None):
@@ -74,6 +77,7 @@ class Job:
         receipt: of a succeeded job.
         problem: of a failed job: the members of a problem document.
         callback_url: that is told when the job has ended; may hold a secret.
+        work: digest of what was painted (see `works`), of a succeeded job.
     """
 
     id: str
@@ -92,6 +96,7 @@ class Job:
     receipt: Receipt | None = None
     problem: dict[str, Any] | None = None
     callback_url: str | None = field(default=None, repr=False)
+    work: str | None = None
 
 
 @dataclass(frozen=True)

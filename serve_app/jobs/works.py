@@ -36,6 +36,11 @@ def photo_digest(photo: bytes) -> str:
     return hashlib.sha256(photo).hexdigest()
 
 
+def content_digest(name: str) -> str:
+    """Returns the SHA-256 of the content of a blob, in hexadecimal, from its name."""
+    return name.rsplit("/", 1)[-1].split("-")[0]
+
+
 def work_digest(photo: str, painter: str, request: StylizeRequest) -> str | None:
     """Returns the digest of a photograph painted in one way, in hexadecimal; None if the painter is not known.
 

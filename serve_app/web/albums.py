@@ -52,7 +52,8 @@ class Albums:
             if options.source_job is not None:
                 if sent.photos:
                     raise BadOption("source_job is given in place of a photograph, not with one.")
-                yield [await again(jobs, options.source_job, wanted, url)]
+                job = await again(jobs, options.source_job, wanted, url)
+                yield [replace(job, painter=self._pipeline.painter(wanted.style))]
             elif len(sent.photos) > 1:
                 async with self._turns.turn():
                     new = [await self._new_job(await sent.read(at), wanted, url) for at in range(len(sent.photos))]
@@ -77,7 +78,10 @@ class Albums:
                 raise no_image()
             if len(data) > max_bytes:
                 raise too_many_bytes(max_bytes, len(data))
-            return NewJob(wanted, data, pixels=await self._pipeline.check(data, wanted), callback_url=url)
+            painter = self._pipeline.painter(wanted.style)
+            return NewJob(
+                wanted, data, pixels=await self._pipeline.check(data, wanted), painter=painter, callback_url=url
+            )
         except RequestError as error:
             if error.status >= 500 or isinstance(error, TooBusy):
                 raise

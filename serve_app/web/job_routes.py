@@ -12,20 +12,24 @@ from fastapi.responses import JSONResponse, Response
 
 from serve_app.errors import BadHeader, JobsOff, UnknownJob
 from serve_app.frames import Client
-from serve_app.jobs.words import JobReport, NewJob, Status
+from serve_app.jobs.words import Job, JobReport, NewJob, Status
 from serve_app.web.albums import NO_DEADLINE_S, Albums
+from serve_app.web.conditions import read_condition
 from serve_app.web.events import EVENTS, EventResponse
 from serve_app.web.options import Photograph
 from serve_app.web.pipeline import Jobs, Pipeline
 from serve_app.web.preferences import Preference, read_preference
 from serve_app.web.receipts import job_address, job_error, job_info, poll_after_s, receipt_headers
+from serve_app.web.reuse import VARY, job_tag, known_tag, not_modified
 from serve_app.web.schemas import (
     ALBUM,
     EVENT_STREAM,
     IDEMPOTENCY_KEY,
+    IF_NONE_MATCH,
     JOB_ID,
     KEY,
     LAST_EVENT_ID,
+    NOT_MODIFIED,
     PAINTED,
     PHOTOGRAPH,
     PREFER,
@@ -120,14 +124,19 @@ def add_job_routes(app: FastAPI, pipeline: Pipeline, identify: Identify, address
     @app.get(
         "/v1/jobs/{job_id}/image",
         response_class=Response,
-        responses=PAINTED | problems(404, 409, 410, 429, 503),
+        responses=PAINTED | NOT_MODIFIED | problems(404, 409, 410, 429, 503),
+        openapi_extra={"parameters": [IF_NONE_MATCH]},
         summary="Fetch the painting of a job",
     )
-    async def image(desk: Desk, job_id: str) -> Response:
+    async def image(request: Request, desk: Desk, job_id: str) -> Response:
+        condition = read_condition(request.headers.getlist("if-none-match"))
+        if not condition.is_empty:
+            tag = job_tag((await desk.report(known(job_id))).job)
+            if tag is not None and condition.is_met_by(tag):
+                return not_modified(tag, PRIVATE)
         async with paintings.turn():
             job, data = await desk.painting(known(job_id))
-        headers = PRIVATE if job.receipt is None else receipt_headers(job.receipt) | PRIVATE
-        return Response(data, media_type=job.media_type, headers=headers)
+        return Response(data, media_type=job.media_type, headers=image_headers(job))
 
     @app.get(
         "/v1/jobs/{job_id}/photo",
@@ -196,10 +205,13 @@ async def stylize_as_job(
     Raises:
         RequestError: if there is no room for it, or it can never be painted.
     """
+    desk, condition = enabled(pipeline), read_condition(request.headers.getlist("if-none-match"))
+    tag = await known_tag(pipeline, desk, photograph.data, photograph.request, client, condition)
+    if tag is not None:
+        return not_modified(tag, VARY)
     pixels = await pipeline.check(photograph.data, photograph.request)
     wanted = replace(photograph.request, timeout_s=NO_DEADLINE_S)
-    new = NewJob(wanted, photograph.data, pixels=pixels)
-    desk = enabled(pipeline)
+    new = NewJob(wanted, photograph.data, pixels=pixels, painter=pipeline.painter(wanted.style))
     reports = await desk.submit(client.name, [new], idempotency_key(request))
     return await answer_submission(pipeline, desk, request, reports, preference)
 
@@ -208,7 +220,7 @@ async def answer_submission(
     pipeline: Pipeline, desk: Jobs, request: Request, reports: list[JobReport], preference: Preference
 ) -> Response:
     """Answers with the jobs of a submission, or with the painting of its one job if the client waits for that."""
-    if preference.wait_s:
+    if preference.wait_s and any(report.job.status.is_unfinished for report in reports):
         wait_s = min(preference.wait_s, pipeline.settings.timeout_s)
         reports = await desk.wait([report.job.id for report in reports], wait_s) or reports
     applied = {"Preference-Applied": preference.applied()} if preference.wants_job else {}
@@ -221,10 +233,16 @@ async def answer_submission(
     if preference.wait_s is None or report.job.status is not Status.SUCCEEDED:
         return accepted(report, request, applied)
     job, data = await desk.painting(report.job.id)
-    assert job.receipt is not None  # it has succeeded
-    headers = receipt_headers(job.receipt) | PRIVATE | applied
-    headers |= {"Vary": "Accept", "Content-Location": f"{job_address(job, root_path(request))}/image"}
+    headers = image_headers(job) | applied | VARY
+    headers |= {"Content-Location": f"{job_address(job, root_path(request))}/image"}
     return Response(data, media_type=job.media_type, headers=headers)
+
+
+def image_headers(job: Job) -> dict[str, str]:
+    """Returns the headers of the painting of a job."""
+    tag = job_tag(job)
+    headers = PRIVATE if tag is None else PRIVATE | {"ETag": tag}
+    return headers if job.receipt is None else receipt_headers(job.receipt) | headers
 
 
 def accepted_album(reports: list[JobReport], request: Request, applied: dict[str, str]) -> JSONResponse:

@@ -12,6 +12,16 @@ from serve_app.web.events import Streams
 from serve_app.web.keys import Keys
 
 
+class Paintings(Protocol):
+    """Paintings that are used again. `serve_app.jobs.cache.PaintingCache` is one. Its methods raise nothing."""
+
+    async def find(self, client: str, work: str) -> EncodedImage | None:
+        """Returns what a client was painted before, by the digest of the work; None if it is not there at once."""
+
+    def keep(self, client: str, work: str, request: StylizeRequest, painting: EncodedImage) -> None:
+        """Begins to keep a painting that was no job's, if that is worth it."""
+
+
 class Jobs(Protocol):
     """Pictures that are painted later. `serve_app.jobs.desk.JobDesk` is one.
 
@@ -29,6 +39,10 @@ class Jobs(Protocol):
     @property
     def news(self) -> News:
         """What happens to jobs, for those who watch."""
+
+    @property
+    def paintings(self) -> Paintings:
+        """Paintings that are used again."""
 
     async def submit(self, client: str, new: Sequence[NewJob], key: str | None = None) -> list[JobReport]:
         """Queues jobs, all or none; when it returns, they are on the disk. `key` is the client's idempotency key.
@@ -89,6 +103,12 @@ class Pipeline(Protocol):
     @property
     def streams(self) -> Streams | None:
         """Streams of events; None if jobs are switched off."""
+
+    def painter(self, style: str) -> str:
+        """Returns the name of what would paint in an installed style now (see `serve_app.jobs.works`).
+
+        It is empty if that is not known, because the file of the style was replaced and the service not restarted.
+        """
 
     async def stylize(self, data: bytes, request: StylizeRequest, client: Client) -> EncodedImage:
         """Paints a photograph.

@@ -19,6 +19,7 @@ def receipt_headers(receipt: Receipt) -> dict[str, str]:
         "X-Original-Size": f"{receipt.original.width}x{receipt.original.height}",
         "X-Painted-Size": f"{receipt.painted.width}x{receipt.painted.height}",
         "X-Resized": "true" if receipt.resized else "false",
+        "X-Reused": "true" if receipt.reused else "false",
         "Server-Timing": timings,
         "X-Content-Type-Options": "nosniff",
     }
@@ -73,6 +74,7 @@ def receipt_info(receipt: Receipt) -> ReceiptInfo:
         original=size_info(receipt.original),
         painted=size_info(receipt.painted),
         resized=receipt.resized,
+        reused=receipt.reused,
         timings_ms={name: round(duration, 1) for name, duration in receipt.timings_ms.items()},
     )
 

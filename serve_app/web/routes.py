@@ -20,6 +20,7 @@ from serve_app.frames import Client, StylizeRequest
 from serve_app.settings import IngressSettings
 from serve_app.styles.catalogue import Style
 from serve_app.web.clients import client_address
+from serve_app.web.conditions import read_condition
 from serve_app.web.guard import WAITED
 from serve_app.web.job_routes import add_job_routes, stylize_as_job
 from serve_app.web.options import read_photograph
@@ -32,11 +33,13 @@ from serve_app.web.problems import (
     answer_nobody,
     answer_refusal,
 )
-from serve_app.web.receipts import receipt_headers
+from serve_app.web.reuse import painting_answer, stylize_or_reuse
 from serve_app.web.schemas import (
     ACCEPTED,
     IDEMPOTENCY_KEY,
+    IF_NONE_MATCH,
     KEY,
+    NOT_MODIFIED,
     PAINTED,
     PREFER,
     UPLOAD,
@@ -76,8 +79,8 @@ def create_app(pipeline: Pipeline) -> FastAPI:
     @app.post(
         "/v1/stylize",
         response_class=Response,
-        responses=PAINTED | ACCEPTED | problems(400, 401, 404, 408, 413, 415, 422, 429, 503, 507),
-        openapi_extra=UPLOAD | KEY | {"parameters": [PREFER, IDEMPOTENCY_KEY]},
+        responses=PAINTED | ACCEPTED | NOT_MODIFIED | problems(400, 401, 404, 408, 413, 415, 422, 429, 503, 507),
+        openapi_extra=UPLOAD | KEY | {"parameters": [PREFER, IDEMPOTENCY_KEY, IF_NONE_MATCH]},
         summary="Paint a photograph now",
     )
     async def stylize(
@@ -88,9 +91,10 @@ def create_app(pipeline: Pipeline) -> FastAPI:
         if preference.wants_job and pipeline.jobs is not None and not photograph.has_deadline:
             return await stylize_as_job(pipeline, request, photograph, client, preference)
         wanted = without_waited(photograph.request, request.headers.get(WAITED, ""))
-        painting = await pipeline.stylize(photograph.data, wanted, client)
-        headers = receipt_headers(painting.receipt) | {"Vary": "Accept"}
-        return Response(painting.data, media_type=painting.media_type, headers=headers)
+        if pipeline.jobs is None:
+            return painting_answer(await pipeline.stylize(photograph.data, wanted, client))
+        condition = read_condition(request.headers.getlist("if-none-match"))
+        return await stylize_or_reuse(pipeline, pipeline.jobs, photograph.data, wanted, client, condition)
 
     add_job_routes(app, pipeline, identify, lambda request: client_of(request, pipeline.settings))
 

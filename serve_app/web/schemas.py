@@ -131,8 +131,12 @@ class ReceiptInfo(BaseModel):
     original: SizeInfo = Field(description="Of the photograph, upright.")
     painted: SizeInfo
     resized: bool = Field(description="true exactly when the two sizes differ.")
+    reused: bool = Field(description="Whether it was painted for an earlier request of the client.")
     timings_ms: dict[str, float] = Field(
-        description="Milliseconds of decode, queue (all waiting together after the job was started), paint and encode."
+        description=(
+            "Milliseconds of decode, queue (all waiting together after the job was started), paint and encode; all 0 "
+            "if the painting was reused."
+        )
     )
 
 
@@ -215,6 +219,12 @@ LAST_EVENT_ID: dict[str, Any] = {
     "description": "The id of the last event that came, if a stream goes on where another ended; EventSource sends it.",
     "schema": {"type": "string"},
 }
+IF_NONE_MATCH: dict[str, Any] = {
+    "name": "If-None-Match",
+    "in": "header",
+    "description": "Entity tags of paintings that the client has: then the answer is 304. Only where jobs are on.",
+    "schema": {"type": "string"},
+}
 
 
 def headers(**texts: str) -> dict[str, Any]:
@@ -266,7 +276,9 @@ RECEIPT_HEADERS = {
     "X-Original-Size": "Width x height of the photograph, upright.",
     "X-Painted-Size": "Width x height of the painting.",
     "X-Resized": "true exactly when the two sizes differ.",
+    "X-Reused": "true if it was painted for an earlier request of the client, and not for this one.",
     "Server-Timing": "Milliseconds of decode, queue (all waiting together), paint and encode.",
+    "ETag": "Of this photograph, painted in this way. Only where jobs are on.",
 }
 IMAGES = {media_type: {"schema": BINARY} for media_type in MEDIA_TYPES.values()}
 PAINTED: dict[int | str, dict[str, Any]] = {
@@ -277,6 +289,9 @@ PAINTED: dict[int | str, dict[str, Any]] = {
             name: {"description": text, "schema": {"type": "string"}} for name, text in RECEIPT_HEADERS.items()
         },
     }
+}
+NOT_MODIFIED: dict[int | str, dict[str, Any]] = {
+    304: {"description": "The client has the painting already.", "headers": headers(ETag="Of the painting.")}
 }
 PHOTOGRAPH: dict[int | str, dict[str, Any]] = {
     200: {

@@ -199,6 +199,7 @@ class TestLooking:
             "original": {"width": 80, "height": 60},
             "painted": {"width": 80, "height": 60},
             "resized": False,
+            "reused": False,
             "timings_ms": {"decode": 1.0, "queue": 0.0, "paint": 0.0, "encode": 1.0},
         }
         assert done["finished_at"] < done["expires_at"]

@@ -54,6 +54,6 @@ def test_jobs_behave_as_the_openapi_document_says(case: schemathesis.Case[Any]) 
 def test_openapi_document_describes_every_refusal_of_stylize() -> None:
     document = create_app(FakePipeline()).openapi()
     operation = document["paths"]["/v1/stylize"]["post"]
-    refusals = {"400", "401", "404", "408", "413", "415", "422", "429", "503", "507"}
+    refusals = {"304", "400", "401", "404", "408", "413", "415", "422", "429", "503", "507"}
     assert set(operation["responses"]) == {"200", "202"} | refusals
     assert set(operation["requestBody"]["content"]) == {"image/*", "application/octet-stream", "multipart/form-data"}

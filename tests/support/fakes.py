@@ -9,6 +9,7 @@ from serve_app.images.decode import decode
 from serve_app.images.encode import MEDIA_TYPES, encode
 from serve_app.images.header import read_header, refuse_large
 from serve_app.images.resize import painted_size
+from serve_app.jobs.works import painter_name
 from serve_app.settings import CodecSettings, IngressSettings
 from serve_app.styles.catalogue import InstalledStyle, Style
 from serve_app.web.events import Streams
@@ -25,6 +26,9 @@ class FakePipeline:
         requests: what was asked for, in the order in which they arrived.
         clients: their clients, in the same order.
         jobs: pictures that are painted later; None if they are switched off.
+        painters: names of what would paint in a style, if it is not that of a style as installed at the start.
+        stylizer: name of what paints in fact, if it is another.
+        paint_ms: that painting takes, as the receipts say.
     """
 
     def __init__(
@@ -49,6 +53,9 @@ class FakePipeline:
         self.may_paint.set()
         self.requests: list[StylizeRequest] = []
         self.clients: list[Client] = []
+        self.painters: dict[str, str] = {}
+        self.stylizer: str | None = None
+        self.paint_ms = 0.0
         self.styles = {
             "toon": InstalledStyle(
                 name="toon",
@@ -93,9 +100,13 @@ class FakePipeline:
         self.clients.append(client)
         if self.fault is not None:
             raise self.fault
-        painting = paint(data, request, self.max_pixels)
+        painter = self.painter(request.style) if self.stylizer is None else self.stylizer
+        painting = paint(data, request, self.max_pixels, painter, self.paint_ms)
         await asyncio.to_thread(self.may_paint.wait, 60)
         return painting
+
+    def painter(self, style: str) -> str:
+        return self.painters.get(style, painter_name(f"digest of {style}", "auto"))
 
     async def check(self, data: bytes, request: StylizeRequest) -> int:
         header = read_header(data)
@@ -113,12 +124,18 @@ class FakePipeline:
         return self.ready
 
 
-def paint(data: bytes, request: StylizeRequest, max_pixels: int = CodecSettings().max_pixels) -> EncodedImage:
+def paint(
+    data: bytes,
+    request: StylizeRequest,
+    max_pixels: int = CodecSettings().max_pixels,
+    painter: str = "",
+    paint_ms: float = 0.0,
+) -> EncodedImage:
     """Paints a photograph by inverting its frame."""
     image = decode(data, request, max_pixels)
-    timings_ms = {"decode": 1.0, "queue": 0.0, "paint": 0.0, "encode": 1.0}
+    timings_ms = {"decode": 1.0, "queue": 0.0, "paint": paint_ms, "encode": 1.0}
     return EncodedImage(
         encode(255 - image.frame, image.alpha, request.format, request.quality),
         MEDIA_TYPES[request.format],
-        Receipt(request.style, image.original, image.size, timings_ms),
+        Receipt(request.style, image.original, image.size, timings_ms, painter),
     )

@@ -13,32 +13,32 @@ from serve_app.jobs.words import Lease
 POLL_S = 0.01
 
 
-def work_off(store: JobStore) -> int:
+def work_off(store: JobStore, painter: str = "") -> int:
     """Ends every job that waits, one after another; returns their number."""
     ended = 0
     while lease := store.queue.claim():
-        end(store, lease)
+        end(store, lease, painter)
         ended += 1
     return ended
 
 
-def end(store: JobStore, lease: Lease) -> None:
-    """Paints a job, or fails it with its reason."""
+def end(store: JobStore, lease: Lease, painter: str = "") -> None:
+    """Paints a job, or fails it with its reason. By default nobody says who has painted it, so it is not reused."""
     assert lease.job.request is not None
     try:
-        store.finish(lease, paint(store.photo(lease.job), lease.job.request))
+        store.finish(lease, paint(store.photo(lease.job), lease.job.request, painter=painter))
     except RequestError as error:
         store.queue.fail(lease, error)
 
 
 @contextmanager
-def working(store: JobStore) -> Iterator[None]:
+def working(store: JobStore, painter: str = "") -> Iterator[None]:
     """Works in the background until the end of a block."""
     is_over = threading.Event()
 
     def work() -> None:
         while not is_over.wait(POLL_S):
-            work_off(store)
+            work_off(store, painter)
 
     thread = threading.Thread(target=work, daemon=True)
     thread.start()

@@ -2,6 +2,7 @@
 
 import asyncio
 import hashlib
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from types import MethodType, SimpleNamespace
@@ -18,9 +19,10 @@ from serve_app.errors import SettingsError, TooBusy, Unauthorized
 from serve_app.frames import Client, Size, StylizeRequest
 from serve_app.jobs.desk import JobDesk
 from serve_app.jobs.store import JobStore
+from serve_app.jobs.works import painter_name
 from serve_app.queueing.admission import AdmissionController
 from serve_app.settings import IngressSettings
-from serve_app.styles.catalogue import installed_styles, read_catalogue
+from serve_app.styles.catalogue import installed_styles, read_catalogue, shipped_dir
 from serve_app.web.keys import KeyRing, KeysOff
 
 
@@ -57,10 +59,11 @@ def bare_ingress(settings: IngressSettings) -> Any:
         admission=AdmissionController(admission_limits(settings)),
         styles=installed_styles(),
         catalogue=read_catalogue(),
+        precision="bf16",
         update_gauges=lambda: None,
     )
     wrapped = cast("Any", Ingress).func_or_class
-    for name in ("reconfigure", "admitted"):
+    for name in ("reconfigure", "admitted", "painter"):
         setattr(ingress, name, MethodType(getattr(wrapped, name), ingress))
     return ingress
 
@@ -98,6 +101,19 @@ def test_wrong_keys_leave_an_ingress_as_it_was(monkeypatch: pytest.MonkeyPatch) 
     with pytest.raises(SettingsError, match="cannot be read: No such file or directory"):
         asyncio.run(ingress.reconfigure({"keys": "file:/nowhere/keys", "max_side": 64}))
     assert (ingress.keys, ingress.settings.max_side) == (before, 512)
+
+
+def test_a_painter_is_named_until_the_file_of_its_style_is_replaced(styles_dir: Path) -> None:
+    """What would paint then depends on which replica was started when."""
+    file = styles_dir / "mine.safetensors"
+    shutil.copy(shipped_dir() / "toon.safetensors", file)
+    ingress = bare_ingress(IngressSettings())
+    assert ingress.styles["toon"].path == file  # under its own name, from the local folder
+    name = ingress.painter("toon")
+    assert name == painter_name(ingress.styles["toon"].digest, "bf16") != ""
+    shutil.copy(shipped_dir() / "toon.safetensors", file)
+    assert ingress.painter("toon") == ""
+    assert bare_ingress(IngressSettings()).painter("toon") == name  # after a restart
 
 
 def refused(ingress: Any, client: Client) -> str:
