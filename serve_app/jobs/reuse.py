@@ -2,7 +2,7 @@
 
 from contextlib import suppress
 
-from sqlalchemy import Connection, select
+from sqlalchemy import Connection, bindparam, select
 
 from serve_app.errors import RequestError
 from serve_app.frames import EncodedImage, StylizeRequest
@@ -97,8 +97,16 @@ class Paintings:
         return None if photo is None else work_digest(content_digest(photo), new.painter, new.request)
 
 
+# Made once: SQLAlchemy takes longer to put a statement together than SQLite to run it.
+LAST_PAINTED = (
+    select(jobs)
+    .where(jobs.c.client == bindparam("owner"), jobs.c.work_digest == bindparam("work"), SUCCEEDED)
+    .order_by(jobs.c.number.desc())
+    .limit(1)
+)
+
+
 def last_painted(connection: Connection, client: str, work: str) -> Job | None:
     """Returns a client's last job of a work that has a painting, or None."""
-    same = select(jobs).where(jobs.c.client == client, jobs.c.work_digest == work, SUCCEEDED)
-    row = connection.execute(same.order_by(jobs.c.number.desc()).limit(1)).mappings().one_or_none()
+    row = connection.execute(LAST_PAINTED, {"owner": client, "work": work}).mappings().one_or_none()
     return None if row is None else to_job(row)

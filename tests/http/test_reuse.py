@@ -196,7 +196,7 @@ class TestStylize:
     def test_another_photo_and_another_format_by_accept_are_painted(self, shop: Shop) -> None:
         tags = {shop.stylize().headers["ETag"]}
         for options in ({"photo": OTHER}, {"accept": "image/webp"}):
-            answer = shop.stylize(**options)  # type: ignore[arg-type]
+            answer = shop.stylize(**options)
             assert reused(answer) == "false"
             tags.add(answer.headers["ETag"])
         assert len(tags) == 3
