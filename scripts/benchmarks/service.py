@@ -27,7 +27,7 @@ from benchmarks.monitor import OTHERS, ProcessMonitor
 from benchmarks.paths import LOCAL_CONFIG, RIVALS_PYTHON, STYLIZE_PATH
 from benchmarks.processes import run_module
 from benchmarks.reporting import MB, Row, print_table, write_json
-from benchmarks.servers import ANIMEGAN, free_port, running
+from benchmarks.servers import ANIMEGAN, free_port, paint_everything, running
 
 OUR_SERVER = "Ray Serve, ours"
 RIVAL_NAMES = {"litserve": "LitServe", "bentoml": "BentoML"}
@@ -53,6 +53,7 @@ def running_service(options: argparse.Namespace) -> Iterator[tuple[str, psutil.P
     config = yaml.safe_load(options.config.read_text())
     ingress = next(part for part in config["applications"][0]["deployments"] if part["name"] == "Ingress")
     ingress["user_config"] |= {"queue_time_s": options.queue_time_s, "queue_least_pictures": LEAST_PICTURES}
+    paint_everything(config)
     port = free_port()
     config["http_options"] |= {"host": "127.0.0.1", "port": port}
     path = options.scratch / "service.yaml"

@@ -18,7 +18,7 @@ from benchmarks import plots
 from benchmarks.paths import LOCAL_CONFIG, STYLIZE_PATH
 from benchmarks.photographs import photograph
 from benchmarks.reporting import MB, Row, report
-from benchmarks.servers import ANIMEGAN, DECODER, free_port, role, running
+from benchmarks.servers import ANIMEGAN, DECODER, free_port, paint_everything, role, running
 from serve_app.frames import Size
 
 CLIENTS = 4
@@ -53,6 +53,7 @@ class Soak:
         """Starts the service, sends all requests, and stops it."""
         self.folder.mkdir(parents=True, exist_ok=True)
         config = yaml.safe_load(LOCAL_CONFIG.read_text())
+        paint_everything(config)
         port = config["http_options"]["port"] = free_port()
         path = self.folder / "soak.yaml"
         path.write_text(yaml.safe_dump(config))

@@ -43,11 +43,13 @@ class JobService:
             database_url=database_url,
             lease_s=lease_s,
             min_free_bytes=ByteSize(0),
+            keep_stylized_for_s=0,
         )
         document = yaml.safe_load(self.config.read_text())
         application = document["applications"][0]
         application["args"]["jobs"] = self.settings.model_dump(
-            mode="json", include={"enabled", "data_dir", "database_url", "lease_s", "min_free_bytes"}
+            mode="json",
+            include={"enabled", "data_dir", "database_url", "lease_s", "min_free_bytes", "keep_stylized_for_s"},
         )
         for deployment in application["deployments"]:
             if deployment["name"] == "JobRunner":

@@ -32,8 +32,12 @@ def port_answers(port: int) -> bool:
 
 
 def changed_config(path: Path, target: Path, **user_configs: dict[str, Any]) -> str:
-    """Writes a copy of a config on a free port, with deployments' keys replaced; returns the service's address."""
+    """Writes a copy of a config on a free port, with deployments' keys replaced; returns the service's address.
+
+    Photographs that are sent again are painted again.
+    """
     config = copy.deepcopy(yaml.safe_load(path.read_text()))
+    config["applications"][0].get("args", {}).get("jobs", {})["keep_stylized_for_s"] = 0
     config["http_options"] |= {"port": free_port(), "host": "127.0.0.1"}
     for deployment in config["applications"][0]["deployments"]:
         deployment |= user_configs.get(deployment["name"], {})
