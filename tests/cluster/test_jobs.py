@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 import requests
+from followers import Follower
 from jobservice import JobService, broken_photograph, kill_everything, kill_replica, photographs
 from pictures import photo_bytes
 from postgres import PostgresServer, find_binaries
@@ -87,6 +88,26 @@ def test_service_that_stops_hands_its_jobs_back_at_once(make_service: MakeServic
     assert jobs.count(submitted)["running"] == 0
     assert jobs.count(submitted)["queued"] > 0
     assert all(job.attempt <= 1 for job in jobs.bench.store.find([job.id for job in submitted]).values())
+
+
+def test_an_album_is_followed_in_one_stream_across_a_restart(make_service: MakeService) -> None:
+    jobs = make_service()
+    forms = [("image", (f"{number}.jpg", photo)) for number, photo in enumerate(photographs(50, side=160))]
+    with jobs.running() as service:
+        answer = requests.post(f"{jobs.address}/v1/jobs", files=forms, timeout=60)
+        assert answer.status_code == 202, answer.text
+        ids = [job["id"] for job in answer.json()["jobs"]]
+        assert len(set(ids)) == 50
+        follower = Follower(jobs.address, ids)
+        wait_for(lambda: follower.ends.total() >= 5, 60)
+        kill_everything(service)
+        assert follower.ends.total() < 50
+    with jobs.running():
+        follower.thread.join(PATIENCE_S)
+    assert not follower.thread.is_alive()
+    assert follower.ends == Counter({("done", job_id): 1 for job_id in ids})
+    assert follower.statuses[-1] == 204
+    assert follower.statuses.count(200) >= 2
 
 
 @contextmanager

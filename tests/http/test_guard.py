@@ -1,11 +1,13 @@
 """The guard before an application, in the HTTP server that Serve's proxy uses, spoken to over sockets."""
 
 import asyncio
+import json
 import threading
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterator
 from ipaddress import ip_network
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,10 +15,15 @@ import requests
 from bad_clients import Outcome, chunked, converse, drip, nothing, request_head
 from edge import Echo, guarded
 from fakes import FakePipeline
+from jobstores import Bench, make_settings, painting
 from pictures import photo_bytes
+from service import wait_for
 from starlette.types import Receive, Scope, Send
 
 from serve_app.errors import TooBusy
+from serve_app.jobs.news import News
+from serve_app.jobs.reader import JobReader
+from serve_app.jobs.threads import StoreThreads
 from serve_app.web import guard, refusals
 from serve_app.web.guard import Guard, Site
 from serve_app.web.routes import create_app
@@ -469,3 +476,55 @@ def test_clients_behind_a_trusted_proxy_have_shares_of_their_own() -> None:
             await asyncio.gather(*stalled)
 
         asyncio.run(scene())
+
+
+class TestEvents:
+    @pytest.fixture
+    def bench(self, tmp_path: Path) -> Iterator[Bench]:
+        bench = Bench(make_settings(tmp_path))
+        yield bench
+        bench.close()
+
+    @staticmethod
+    def news(bench: Bench) -> News:
+        return News(StoreThreads(lambda: JobReader(bench.database)), lambda reader: reader)
+
+    def test_streams_are_served_here_and_the_application_hears_nothing_of_them(self, bench: Bench) -> None:
+        job, echo = bench.submit(), Echo()
+        with guarded(echo, news=self.news(bench)) as address:
+            url = f"{address}/anime/v1/jobs/events?id={job.id}"
+            with requests.get(url, headers={"X-Request-ID": "mine"}, stream=True, timeout=10) as answer:
+                assert (answer.status_code, answer.headers["X-Request-ID"]) == (200, "mine")
+                lines = answer.iter_lines(chunk_size=1, decode_unicode=True)
+                assert "event: position" in lines
+                bench.store.finish(bench.claim(), painting())
+                assert "event: done" in lines
+                data = json.loads(next(lines).removeprefix("data: "))
+                assert data["links"]["self"] == f"/anime/v1/jobs/{job.id}"
+                assert list(lines)[-2:] == ["retry: 100", ""]
+        assert echo.scopes == []
+
+    def test_refusals_are_problem_documents(self, bench: Bench) -> None:
+        with guarded(Echo(), news=self.news(bench), max_streams=1) as address:
+            assert code(requests.get(f"{address}/v1/jobs/events", timeout=10)) == "bad-option"
+            assert code(requests.get(f"{address}/v1/jobs/events?id=x", timeout=10)) == "unknown-job"
+            job = bench.submit()
+            url = f"{address}/v1/jobs/events?id={job.id}"
+            with requests.get(url, stream=True, timeout=10):
+                answer = requests.get(url, timeout=10)
+                assert (code(answer), answer.headers["Retry-After"]) == ("too-many-streams", "10")
+
+    def test_a_client_that_goes_away_frees_its_place(self, bench: Bench) -> None:
+        job, news = bench.submit(), self.news(bench)
+        with guarded(Echo(), news=news, max_streams=1) as address:
+            url = f"{address}/v1/jobs/events?id={job.id}"
+            for _ in range(3):
+                with requests.get(url, stream=True, timeout=10) as answer:
+                    assert answer.status_code == 200
+                wait_for(lambda: not news.watched, 10)
+
+    def test_without_jobs_the_application_answers(self) -> None:
+        echo = Echo()
+        with guarded(echo) as address:
+            requests.get(f"{address}/v1/jobs/events?id=x", timeout=10)
+        assert len(echo.scopes) == 1

@@ -9,6 +9,7 @@ import uvicorn
 from service import free_port
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from serve_app.jobs.news import News
 from serve_app.settings import GuardSettings
 from serve_app.web.connection import GuardedProtocol
 from serve_app.web.guard import Guard, GuardObserver, Site
@@ -16,13 +17,17 @@ from serve_app.web.guard import Guard, GuardObserver, Site
 
 @contextmanager
 def guarded(
-    app: ASGIApp, site: Site | None = None, observer: GuardObserver | None = None, **settings: object
+    app: ASGIApp,
+    site: Site | None = None,
+    observer: GuardObserver | None = None,
+    news: News | None = None,
+    **settings: object,
 ) -> Iterator[str]:
     """Serves an application behind the guard; yields its address."""
     limits = GuardSettings.model_validate(settings)
     protocol = type("Protocol", (GuardedProtocol,), {"header_timeout_s": limits.header_timeout_s})
     config = uvicorn.Config(
-        Guard(app, limits, site, observer),
+        Guard(app, limits, site, observer, news),
         port=free_port(),
         http=protocol,
         lifespan="off",
