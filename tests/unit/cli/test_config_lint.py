@@ -405,6 +405,26 @@ def test_settings_of_jobs_are_checked_by_their_own_keys(findings: Findings) -> N
 
 
 @pytest.mark.parametrize(
+    ("webhooks", "said"),
+    [
+        ({"secret": False}, ""),  # YAML's `off`
+        ({"secret": "file:/etc/animegan/webhook-secret", "allow_networks": ["10.1.0.0/16", "fd12::/16"]}, ""),
+        ({"secrets": "off"}, "secrets: unknown key, did you mean secret?"),
+        ({"secret": "whsec_hunter2"}, "secret: must be off, file:/ABSOLUTE/PATH or env:VARIABLE"),
+        ({"allow_networks": ["10.1.0.1/16"]}, "allow_networks: Input is not a valid IPv4 network"),
+        ({"timeout_s": 0}, "timeout_s: Input should be greater than 0"),
+    ],
+)
+def test_settings_of_webhooks_are_checked_by_their_own_keys(
+    findings: Findings, webhooks: dict[str, Any], said: str
+) -> None:
+    found = findings(changed((*JOBS, "webhooks"), webhooks))
+    assert len(found) == bool(said) or "network" in said
+    assert not said or found[0].startswith(f"applications.0.args.jobs.webhooks.{said}")
+    assert "hunter2" not in str(found)
+
+
+@pytest.mark.parametrize(
     ("local", "keys"),
     [
         ({"database_url": None, "blobs_url": None}, ["blobs_url", "database_url"]),

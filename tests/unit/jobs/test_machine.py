@@ -12,7 +12,7 @@ from jobstores import REQUEST, Bench, make_settings, painting
 from postgres import PostgresServer
 
 from serve_app.errors import BrokenImage, Gone, OutOfMemory, StoreFull, TooBusy, UnknownJob
-from serve_app.jobs.words import Job, Lease, NewJob, Status
+from serve_app.jobs.words import FINISHED, Job, Lease, NewJob, Status
 
 CLIENTS = st.sampled_from(["ann", "bob", "cat"])
 WHICH = st.integers(0, 50)  # a job, by its place; ids are random
@@ -66,7 +66,7 @@ class StoreMachine(RuleBasedStateMachine):
 
     @rule(client=CLIENTS, size=SIZES)
     def submit(self, client: str, size: int) -> None:
-        self.accept(client, NewJob(REQUEST, bytes(size)))
+        self.accept(client, NewJob(REQUEST, bytes(size), callback_url="https://example.org/"))
 
     @rule(client=CLIENTS, key=st.sampled_from(["k", "l"]))
     def submit_with_key(self, client: str, key: str) -> None:
@@ -219,6 +219,8 @@ class StoreMachine(RuleBasedStateMachine):
     def everything_agrees(self) -> None:
         self.bench.check()
         found = self.bench.store.find(list(self.status))
+        ended = [job.id for job in found.values() if job.status in FINISHED and job.callback_url]
+        assert sorted(message.job for message in self.bench.messages()) == sorted(ended)
         for job_id, status in self.status.items():
             if job_id not in found:
                 assert status is Status.EXPIRED
