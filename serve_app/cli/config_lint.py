@@ -212,6 +212,11 @@ def guard_findings(config: dict[str, Any]) -> Iterator[str]:
                     f"{GUARD}.max_bytes: {guard.max_bytes} is under the Ingress's max_bytes ({ingress.max_bytes}), "
                     "which then never counts"
                 )
+            if guard.max_bytes <= guard.max_form_bytes < ingress.max_form_bytes:
+                yield (
+                    f"{GUARD}.max_form_bytes: {guard.max_form_bytes} is under the Ingress's max_form_bytes "
+                    f"({ingress.max_form_bytes}), which then never counts"
+                )
             ongoing = deployment.get("max_ongoing_requests", SERVE_MAX_ONGOING_REQUESTS)
             pictures = ingress.queue_most_pictures
             if isinstance(ongoing, int) and pictures < ongoing and not pictures < guard.max_forwarded < ongoing:

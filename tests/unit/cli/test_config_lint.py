@@ -276,6 +276,11 @@ def test_batches_that_could_never_fill_with_serves_own_default_are_named(finding
         ),
         ("max_form_bytes", "31MiB", "guard.max_form_bytes: 32505856 is under max_bytes (33554432)"),
         (
+            "max_form_bytes",
+            "100MiB",
+            "guard.max_form_bytes: 104857600 is under the Ingress's max_form_bytes (268435456)",
+        ),
+        (
             "max_forwarded",
             48,
             "guard.max_forwarded: 48 is not above the Ingress's queue_most_pictures (48), so that it can ",
