@@ -24,6 +24,7 @@ JOB = "/v1/jobs/{job_id}"  # its id is the right to see it and to erase it
 OPEN = {  # of what is under /v1
     ("GET", "/v1/styles"),
     ("GET", "/v1/jobs"),
+    ("GET", "/v1/jobs/events"),
     ("GET", JOB),
     ("GET", f"{JOB}/image"),
     ("GET", f"{JOB}/photo"),
