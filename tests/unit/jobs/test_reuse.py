@@ -9,7 +9,7 @@ import pytest
 from jobstores import RECEIPT, REQUEST, Bench
 from sqlalchemy import event, select
 
-from serve_app.errors import Gone, StoreFull, TooBusy
+from serve_app.errors import BrokenImage, Gone, StoreFull, TooBusy
 from serve_app.frames import EncodedImage
 from serve_app.jobs import expiry
 from serve_app.jobs.blobs import LocalBlobs
@@ -66,6 +66,16 @@ def test_what_was_painted_already_succeeds_at_once_with_the_same_painting(bench:
     bench.check()
     assert submit(bench).status is Status.SUCCEEDED  # and so on
     bench.check()
+
+
+def test_jobs_that_end_as_they_are_made_are_announced(bench: Bench) -> None:
+    succeed(bench)
+    url = "https://hooks.example.org/"
+    painted_before = submit(bench, replace(NEW, callback_url=url))
+    broken = NewJob(REQUEST, b"a song", error=BrokenImage("It is a song."), callback_url=url)
+    album = bench.store.submit("ann", [broken, replace(NEW, callback_url=url)]).jobs
+    assert [job.status for job in album] == [Status.FAILED, Status.SUCCEEDED]
+    assert [message.job for message in bench.messages()] == [painted_before.id, *(job.id for job in album)]
 
 
 def test_no_client_gets_anything_of_another(bench: Bench) -> None:
