@@ -24,6 +24,7 @@ from benchmarks import (
     scaling,
     service,
     soak,
+    streams,
 )
 from benchmarks.paths import RESULTS, RUNS, SAMPLE_PHOTOGRAPH, SCRATCH
 
@@ -99,6 +100,7 @@ def add_service_commands(commands: Commands) -> None:
     mutations.add_arguments(commands.add("mutations", mutations.run))
     jobs.add_arguments(commands.add("jobs", jobs.run))
     outlooks.add_arguments(commands.add("outlooks", outlooks.run))
+    streams.add_arguments(commands.add("streams", streams.run))
 
 
 def main() -> None:
