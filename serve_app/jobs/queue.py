@@ -465,7 +465,7 @@ def photo_of(connection: Connection, job_id: str) -> str:
 
 def photo_gone() -> Gone:
     """Returns, as a refusal, that a photograph cannot be painted again."""
-    return Gone("The photograph of source_job has expired or was erased. Send it again.")
+    return Gone("The photograph of source_job is not kept: it has expired, was erased, or could never be painted.")
 
 
 # Made once: SQLAlchemy takes longer to put a statement together than SQLite to run it.

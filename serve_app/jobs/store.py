@@ -106,7 +106,7 @@ class JobStore:
             Gone: if it is not kept any more.
         """
         if job.photo is None:
-            raise Gone("The photograph of this job has expired or was erased.")
+            raise Gone("The photograph of this job is not kept: it has expired, was erased, or could never be painted.")
         return self._storage.get(job.photo)
 
     def painting(self, job: Job) -> bytes:

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 from starlette.requests import Request
 
-from serve_app.errors import BadOption, RequestError, TooBusy
+from serve_app.errors import BadOption, NoImage, RequestError, TooBusy
 from serve_app.frames import StylizeRequest
 from serve_app.images.resize import painted_size
 from serve_app.jobs.words import NewJob
@@ -54,14 +54,17 @@ class Albums:
                     raise BadOption("source_job is given in place of a photograph, not with one.")
                 job = await again(jobs, options.source_job, wanted, url)
                 yield [replace(job, painter=self._pipeline.painter(wanted.style))]
+            elif not sent.photos:
+                raise no_image()
             elif len(sent.photos) > 1:
                 async with self._turns.turn():
                     new = [await self._new_job(await sent.read(at), wanted, url) for at in range(len(sent.photos))]
-                    if all(job.error is not None for job in new):
-                        raise new[0].error or no_image()
+                    errors = [job.error for job in new if job.error is not None]
+                    if len(errors) == len(new):
+                        raise errors[0]
                     yield new
             else:
-                job = await self._new_job(await sent.read(0) if sent.photos else b"", wanted, url)
+                job = await self._new_job(await sent.read(0), wanted, url)
                 if job.error is not None:
                     raise job.error
                 yield [job]
@@ -75,7 +78,7 @@ class Albums:
         max_bytes = self._pipeline.settings.max_bytes
         try:
             if not data:
-                raise no_image()
+                raise NoImage("The file is empty.")
             if len(data) > max_bytes:
                 raise too_many_bytes(max_bytes, len(data))
             painter = self._pipeline.painter(wanted.style)

@@ -229,7 +229,8 @@ async def answer_submission(
     (report,) = reports
     error = job_error(report.job)
     if preference.wants_job and error is not None and report.job.status is Status.FAILED:
-        return JSONResponse(error.model_dump(exclude_none=True), error.status, applied | NO_STORE, PROBLEM)
+        where = {"Location": job_address(report.job, root_path(request))}  # to ask for it again, or to erase it
+        return JSONResponse(error.model_dump(exclude_none=True), error.status, applied | where | NO_STORE, PROBLEM)
     if preference.wait_s is None or report.job.status is not Status.SUCCEEDED:
         return accepted(report, request, applied)
     job, data = await desk.painting(report.job.id)

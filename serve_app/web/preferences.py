@@ -4,7 +4,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-WAIT = re.compile(r'wait\s*=\s*"?(\d{1,9})"?')
+WAIT = re.compile(r'wait\s*=\s*"?(\d{1,30})"?')
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,8 @@ from datetime import datetime
 from typing import Annotated, Any, Literal
 
 from fastapi import FastAPI
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator
+from pydantic_core import PydanticCustomError
 
 from serve_app.frames import MIN_SIDE, ImageFormat, ResizeMode
 from serve_app.images.encode import MEDIA_TYPES
@@ -115,6 +116,13 @@ class JobIds(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     id: list[str] = Field(min_length=1, max_length=MOST_JOBS, description="Of a job; may be given many times.")
+
+    @field_validator("id", mode="before")
+    @classmethod
+    def _is_a_fair_number(cls, ids: Any) -> Any:
+        if isinstance(ids, list) and not 1 <= len(ids) <= MOST_JOBS:
+            raise PydanticCustomError("ids", f"name 1 to {MOST_JOBS} jobs, as id=…&id=…")
+        return ids
 
 
 class SizeInfo(BaseModel):

@@ -57,7 +57,7 @@ async def album(request: Request, max_bytes: int, max_form_bytes: int) -> AsyncI
 
     Raises:
         NoImage: if a form is malformed.
-        BadOption: if a form gives an option twice, or has too many photographs.
+        BadOption: if a form gives an option twice, has too many photographs, or one in a field of another name.
         TooManyBytes: as soon as too many are announced or received.
     """
     if not has_form(request):
@@ -74,6 +74,9 @@ async def album(request: Request, max_bytes: int, max_form_bytes: int) -> AsyncI
             raise BadOption(f"A form holds {MOST_PHOTOS} photographs at most.", MOST_PHOTOS) from None
         raise NoImage(f"The form cannot be read; send photographs in its fields `{FIELD}`.") from error
     try:
+        for name, value in form.multi_items():
+            if isinstance(value, UploadFile) and name != FIELD:
+                raise BadOption(f"{name[:64]} is no field for a photograph; send each in a field `{FIELD}`.")
         yield Album([each for each in form.getlist(FIELD) if isinstance(each, UploadFile)], text_fields(form))
     finally:
         await form.close()
@@ -153,6 +156,8 @@ async def read_form(request: Request) -> Upload:
     try:
         form = await PhotoFormParser(request.headers, request.stream(), max_files=1, max_fields=MAX_FIELDS).parse()
     except MultiPartException as error:
+        if error.message.startswith("Too many files"):
+            raise NoImage("The form has several photographs; /v1/jobs takes albums, and one comes here.") from None
         raise NoImage(f"The form cannot be read; send one photograph in its field `{FIELD}`.") from error
     try:
         photo = form.get(FIELD)

@@ -12,7 +12,7 @@ from pictures import opened, photo_bytes
 from shop import ADDRESS, PHOTO, Shop, assert_problem
 from workers import work_off
 
-from serve_app.errors import StoreUnavailable
+from serve_app.errors import BrokenImage, StoreUnavailable
 from serve_app.settings import IngressSettings
 from serve_app.web import uploads
 
@@ -73,6 +73,16 @@ class TestAlbums:
     def test_an_album_of_nothing_to_paint_is_refused(self, shop: Shop) -> None:
         assert_problem(shop.http.post("/v1/jobs", files=form(SONG, SONG)), 415, "unsupported-format")
         assert shop.bench.unfinished() == 0
+
+    def test_a_photograph_in_a_field_of_another_name_is_not_dropped_silently(self, shop: Shop) -> None:
+        files = [*form(PHOTOS[0]), ("images", ("2.jpg", PHOTOS[1]))]
+        detail = "images is no field for a photograph; send each in a field `image`."
+        assert_problem(shop.http.post("/v1/jobs", files=files), 400, "bad-option", detail)
+        assert shop.bench.unfinished() == 0
+
+    def test_paint_now_points_to_jobs(self, shop: Shop) -> None:
+        detail = "The form has several photographs; /v1/jobs takes albums, and one comes here."
+        assert_problem(shop.http.post("/v1/stylize", files=form(*PHOTOS)), 400, "no-image", detail)
 
     def test_a_failure_of_ours_takes_none_of_it(self, shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
         calls: list[bytes] = []
@@ -207,6 +217,22 @@ class TestWaiting:
         answer = shop.http.post("/v1/jobs", content=PHOTO, headers={"Prefer": "wait=1"})
         assert (answer.status_code, answer.json()["status"]) == (202, "queued")
 
+    def test_a_job_that_fails_meanwhile_says_where_it_is(self, shop: Shop) -> None:
+        with shop.http:
+            answers = []
+            headers = {"Prefer": "wait=99999999999999999999"}
+            thread = threading.Thread(
+                target=lambda: answers.append(shop.http.post("/v1/jobs", content=PHOTO, headers=headers))
+            )
+            thread.start()
+            while (lease := shop.bench.store.queue.claim()) is None:
+                time.sleep(0.02)
+            assert shop.bench.store.queue.fail(lease, BrokenImage("It is a song."))
+            thread.join()
+        (answer,) = answers
+        assert_problem(answer, 422, "broken-image", "It is a song.")
+        assert shop.http.delete(answer.headers["Location"]).json()["status"] == "expired"
+
     def test_an_album_is_waited_for_as_a_whole(self, shop: Shop) -> None:
         with shop.http:
             answers = []
@@ -248,6 +274,8 @@ class TestEvents:
 
     def test_refusals(self, shop: Shop) -> None:
         assert_problem(shop.http.get("/v1/jobs/events"), 400, "bad-option")
+        many = "&".join(f"id={number}" for number in range(101))
+        assert_problem(shop.http.get(f"/v1/jobs?{many}"), 400, "bad-option", "id: name 1 to 100 jobs, as id=…&id=….")
         assert_problem(shop.http.get("/v1/jobs/events?id=nothing"), 404, "unknown-job")
         assert shop.pipeline.streams is not None
         shop.pipeline.streams.open["somebody"] = shop.pipeline.settings.max_streams

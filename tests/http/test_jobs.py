@@ -232,7 +232,7 @@ class TestLooking:
         [
             ("", "id: Field required."),
             ("ids=1", "id: Field required; ids is not an option (known: id)."),
-            ("&".join(["id=x"] * 101), "id: List should have at most 100 items after validation, not 101."),
+            ("&".join(["id=x"] * 101), "id: name 1 to 100 jobs, as id=…&id=…."),
         ],
     )
     def test_nobody_lists_jobs_without_their_ids(self, shop: Shop, query: str, detail: str) -> None:
