@@ -64,7 +64,9 @@ def run(options: argparse.Namespace) -> None:
         path.write_text(yaml.safe_dump(config))
         with running([*ANIMEGAN, "run", str(path)], port, folder / "service.log") as server:
             store = open_store(settings)
-            report(options.out, "streams", list(rows(options, server, port, store, folder)))
+            parts = list(rows(options, server, port, store, folder))
+            columns = {name: "" for part in parts for name in part}
+            report(options.out, "streams", [columns | part for part in parts])
             store.close()
 
 
