@@ -78,7 +78,8 @@ MakeShop = Callable[..., Shop]
 
 
 @pytest.fixture
-def make_shop(tmp_path: Path) -> Iterator[MakeShop]:
+def make_shop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[MakeShop]:
+    monkeypatch.setattr(module, "FIND_S", PATIENCE_S)  # a busy machine is no reason to paint again here
     made: list[Shop] = []
 
     def make(**options: Any) -> Shop:
