@@ -107,7 +107,7 @@ class News:
         self._wake = asyncio.Event()
         self._looking: asyncio.Task[None] | None = None
         self._is_told = False
-        self._has_gaps = False  # jobs wait that the last look at the queue was too old for
+        self._gaps: set[str] = set()  # jobs that wait, and that the last look at the queue was too old for
         self._since_ms: int | None = None
         self._queue: Look | None = None
         self._everything_at = self._queue_at = 0.0
@@ -176,7 +176,7 @@ class News:
 
     async def _pause(self) -> None:
         with suppress(TimeoutError):
-            await asyncio.wait_for(self._wake.wait(), TOLD_S if self._is_told and not self._has_gaps else LOOK_S)
+            await asyncio.wait_for(self._wake.wait(), TOLD_S if self._is_told and not self._gaps else LOOK_S)
             await asyncio.sleep(GATHER_S)
         self._wake.clear()
 
@@ -186,7 +186,7 @@ class News:
         if not unseen and not known:
             return
         is_everything = began >= self._everything_at
-        with_queue = began >= self._queue_at or self._has_gaps
+        with_queue = began >= self._queue_at or bool(self._gaps)
         seen = await self._threads.call(
             lambda store: look(
                 self._reader(store), known, unseen, None if is_everything else self._since_ms, with_queue
@@ -201,7 +201,6 @@ class News:
         self._take(seen)
 
     def _take(self, seen: "Seen") -> None:
-        self._has_gaps = False
         for job_id, job in seen.jobs.items():
             watched = self._jobs.get(job_id)
             if watched is None:
@@ -213,11 +212,14 @@ class News:
                 self._open[job_id] = job
             else:
                 self._open.pop(job_id, None)
-            if job is not None and job.status is Status.QUEUED:
-                self._has_gaps = self._has_gaps or self.report(job).outlook is None
+            self._gaps.add(job_id)
             if is_new:
                 for watcher in watched.watchers:
                     watcher.has_news.set()
+        self._gaps = {each for each in self._gaps if self._is_gap(self._open.get(each))}
+
+    def _is_gap(self, job: Job | None) -> bool:
+        return job is not None and job.status is Status.QUEUED and self.report(job).outlook is None
 
     def _end_first(self, error: RequestError | None) -> None:
         first, self._first = self._first, None

@@ -118,6 +118,26 @@ def test_positions_follow_the_queue(office: Office, monkeypatch: pytest.MonkeyPa
     office.run(scene)
 
 
+def test_a_job_that_came_after_the_last_look_at_the_queue_has_a_position_soon(
+    office: Office, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "TOLD_S", 60.0)
+    monkeypatch.setattr(module, "QUEUE_S", 60.0)
+    first = office.bench.submit()
+
+    async def scene(news: News) -> None:
+        with news.watching([first.id]) as one:
+            await news.first_look(one)
+            second = office.bench.submit("bob")
+            with news.watching([second.id]) as other:
+                await news.first_look(other)
+                async with asyncio.timeout(20):
+                    while positions(other) != [1]:
+                        await asyncio.sleep(0.05)
+
+    office.run(scene)
+
+
 def positions(watcher: Watcher) -> list[int | None]:
     outlooks = [report and report.outlook for report in map(watcher.report, watcher.jobs)]
     return [outlook.position if outlook else None for outlook in outlooks]
