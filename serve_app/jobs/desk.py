@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import TYPE_CHECKING, Literal
 
@@ -33,9 +33,6 @@ class JobDesk:
     Every method raises StoreUnavailable if the database or the blob store cannot be reached, and StoreFull if a disk is
     full.
 
-    Attributes:
-        paintings: that may be used again.
-
     Args:
         settings: of jobs, which are enabled.
         rate: returns the pixels per second that this process has measured otherwise, for estimates before any job was
@@ -43,6 +40,7 @@ class JobDesk:
 
     Attributes:
         news: what happens to jobs, for those who watch.
+        paintings: that may be used again.
     """
 
     def __init__(self, settings: JobsSettings, rate: Callable[[], float] = lambda: 0.0) -> None:
@@ -124,10 +122,6 @@ class JobDesk:
             return [JobReport(found[each], outlooks.get(each)) for each in dict.fromkeys(job_ids) if each in found]
 
         return await self._threads.call(work)
-
-    async def find(self, job_ids: Sequence[str]) -> Mapping[str, Job]:
-        """Returns those of some jobs that exist, expired ones too, by their ids."""
-        return await self._threads.call(lambda store: store.find(job_ids))
 
     async def painting(self, job_id: str) -> tuple[Job, bytes]:
         """Returns a job and its painting.

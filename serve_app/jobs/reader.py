@@ -4,12 +4,11 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from sqlalchemy import BigInteger, Connection, bindparam, select
-from sqlalchemy.exc import SQLAlchemyError
 
-from serve_app.jobs.database import Database, open_database
+from serve_app.jobs.database import Database
 from serve_app.jobs.positions import Look, Positions
 from serve_app.jobs.rows import to_job
-from serve_app.jobs.schema import behind, migrate
+from serve_app.jobs.schema import opened
 from serve_app.jobs.table import IS_FINISHED, RUNNING, jobs, now_ms
 from serve_app.jobs.words import Job, Status
 from serve_app.settings import JobsSettings
@@ -127,13 +126,5 @@ def open_reader(settings: JobsSettings) -> JobReader:
         SchemaBehind: if the schema cannot be brought up to date.
         StoreUnavailable: if the database cannot be reached.
     """
-    database = open_database(settings)
-    try:
-        migrate(database)
-    except SQLAlchemyError as error:
-        database.close()
-        raise behind(error) from None
-    except BaseException:
-        database.close()
-        raise
-    return JobReader(database)
+    with opened(settings) as database:
+        return JobReader(database)

@@ -4,6 +4,8 @@ Migrations only add, so in a rolling update old code goes on to work on a schema
 """
 
 import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 from enum import StrEnum
 from importlib.resources import as_file, files
 
@@ -15,8 +17,9 @@ from alembic.util.exc import CommandError
 from sqlalchemy import Connection, text
 from sqlalchemy.exc import SQLAlchemyError
 
-from serve_app.jobs.database import Database
+from serve_app.jobs.database import Database, open_database
 from serve_app.jobs.words import SchemaBehind
+from serve_app.settings import JobsSettings
 
 logger = logging.getLogger(__name__)
 
@@ -45,6 +48,27 @@ def migrate(database: Database) -> None:
         if state(connection, config) is SchemaState.BEHIND:
             config.attributes["connection"] = connection
             command.upgrade(config, "head")
+
+
+@contextmanager
+def opened(settings: JobsSettings) -> Iterator[Database]:
+    """Yields the database of the settings, its schema up to date; it is closed only if the block fails.
+
+    Raises:
+        SettingsError: if a setting is wrong.
+        SchemaBehind: if the schema cannot be brought up to date.
+        StoreUnavailable: if the database cannot be reached.
+    """
+    database = open_database(settings)
+    try:
+        migrate(database)
+        yield database
+    except SQLAlchemyError as error:
+        database.close()
+        raise behind(error) from None
+    except BaseException:
+        database.close()
+        raise
 
 
 def behind(error: SQLAlchemyError) -> SchemaBehind:

@@ -5,19 +5,18 @@ import json
 from collections.abc import Sequence
 
 from sqlalchemy import func, select
-from sqlalchemy.exc import SQLAlchemyError
 
 from serve_app.errors import Gone, NotFinished, UnknownJob
 from serve_app.frames import EncodedImage
 from serve_app.jobs import expiry, ledger, outbox
 from serve_app.jobs.blobs import BlobStore, blob_name, open_blobs
-from serve_app.jobs.database import Database, open_database
+from serve_app.jobs.database import Database
 from serve_app.jobs.outbox import Outbox
 from serve_app.jobs.queue import Entry, JobQueue, Vanished
 from serve_app.jobs.reader import JobReader
 from serve_app.jobs.reuse import Paintings
 from serve_app.jobs.rows import request_members
-from serve_app.jobs.schema import SchemaState, behind, migrate, schema_state
+from serve_app.jobs.schema import SchemaState, opened, schema_state
 from serve_app.jobs.storage import Storage
 from serve_app.jobs.table import IS_JOB, QUEUED, blobs, jobs, now_ms, store
 from serve_app.jobs.words import Census, Job, Lease, NewJob, Reaped, Status, Submission, Swept
@@ -264,19 +263,11 @@ def open_store(settings: JobsSettings) -> JobStore:
         SchemaBehind: if the schema cannot be brought up to date.
         StoreUnavailable: if the database or the blob store cannot be reached.
     """
-    database = open_database(settings)
-    try:
-        migrate(database)
+    with opened(settings) as database:
         with database.read() as connection:
             owner = connection.execute(select(store.c.id)).scalar_one()
             is_new = connection.execute(select(blobs.c.name).where(blobs.c.refs > 0).limit(1)).first() is None
         return JobStore(database, open_blobs(settings, owner, is_new), settings)
-    except SQLAlchemyError as error:
-        database.close()
-        raise behind(error) from None
-    except BaseException:
-        database.close()
-        raise
 
 
 def digest(*parts: str) -> str:

@@ -169,7 +169,7 @@ def test_ingress_that_stops_closes_the_store_of_jobs(tmp_path: Path, monkeypatch
     desk = JobDesk(make_settings(tmp_path))
 
     async def scene() -> None:
-        assert await desk.find(["nothing"]) == {}  # opens the store
+        assert await desk.reports(["nothing"]) == []  # opens the store
         await wrapped.__base__.__del__(SimpleNamespace(jobs=desk))
         await wrapped.__base__.__del__(SimpleNamespace(jobs=None))
 

@@ -40,7 +40,7 @@ def test_a_call_that_takes_long_holds_up_nothing_but_others_of_its_kind(
     monkeypatch.setattr(JobStore, "find", slow)
 
     async def work() -> None:
-        calls = [asyncio.ensure_future(desk.find(["x"])) for _ in range(3 * threads.THREADS)]
+        calls = [asyncio.ensure_future(desk.reports(["x"])) for _ in range(3 * threads.THREADS)]
         try:
             async with asyncio.timeout(10):
                 while len(names) < threads.THREADS:
@@ -170,13 +170,13 @@ def test_calls_beyond_a_bound_are_refused_at_once(tmp_path: Path, monkeypatch: p
     desk = JobDesk(make_settings(tmp_path))
 
     async def scene() -> None:
-        calls = [asyncio.ensure_future(desk.find(["x"])) for _ in range(3)]
+        calls = [asyncio.ensure_future(desk.reports(["x"])) for _ in range(3)]
         await asyncio.sleep(0)
         with pytest.raises(StoreUnavailable):
-            await desk.find(["x"])
+            await desk.reports(["x"])
         may_go_on.set()
-        assert await asyncio.gather(*calls) == [{}] * 3
-        assert await desk.find(["x"]) == {}
+        assert await asyncio.gather(*calls) == [[]] * 3
+        assert await desk.reports(["x"]) == []
 
     asyncio.run(scene())
     desk.close()
@@ -200,11 +200,11 @@ def test_nobody_else_waits_for_a_database_that_has_just_not_answered(
     async def scene() -> None:
         for _ in range(5):
             with pytest.raises(StoreUnavailable):
-                await desk.find(["x"])
+                await desk.reports(["x"])
         assert len(calls) == 1
         await asyncio.sleep(0.6)
         with pytest.raises(StoreUnavailable):
-            await desk.find(["x"])
+            await desk.reports(["x"])
         assert len(calls) == 2
 
     asyncio.run(scene())
@@ -215,7 +215,7 @@ def test_a_schema_that_may_not_be_changed_is_told_as_behind(tmp_path: Path, monk
     def forbidden(database: Database) -> None:
         raise ProgrammingError("CREATE TABLE", {}, Exception("permission denied"))
 
-    monkeypatch.setattr("serve_app.jobs.store.migrate", forbidden)
+    monkeypatch.setattr("serve_app.jobs.schema.migrate", forbidden)
     desk = JobDesk(make_settings(tmp_path))
 
     async def scene() -> None:
@@ -223,6 +223,6 @@ def test_a_schema_that_may_not_be_changed_is_told_as_behind(tmp_path: Path, monk
         desk._state_asked_at = None
         assert await desk.state() == "schema-behind"  # the next attempt is not due yet
         with pytest.raises(StoreUnavailable):
-            await desk.find(["x"])
+            await desk.reports(["x"])
 
     asyncio.run(scene())
