@@ -17,7 +17,7 @@ from tqdm import tqdm
 
 from serve_app.frames import Frame
 from training.photographs import FRAME_TO_TENSOR, open_photo, shrink_to_fit
-from training.teacher import teacher_painting
+from training.teachers.recipes import Teacher
 
 PaintedPhoto = tuple[Frame, Frame]  # a photograph and the teacher's painting of it
 
@@ -60,18 +60,18 @@ class PaintedCrops(Dataset[tuple[Tensor, Tensor]]):
         return photo, painting
 
 
-def training_set(photos: list[Path], side: int, samples: int) -> PaintedCrops:
+def training_set(photos: list[Path], teacher: Teacher, side: int, samples: int) -> PaintedCrops:
     """Returns random square crops of photographs, painted by the teacher, for a stage that uses `samples` of them."""
     count = min(CROPS_PER_PHOTO, math.ceil(samples / len(photos)))
     chosen = [photos[i] for i in torch.randperm(len(photos))[:samples]] if samples < len(photos) else photos
     crops = [crop for path in chosen for crop in random_crops(open_photo(path), side, count)]
-    return PaintedCrops(with_paintings(crops, f"painting crops of {side} px"))
+    return PaintedCrops(with_paintings(crops, teacher, f"painting crops of {side} px"))
 
 
-def validation_set(photos: list[Path]) -> list[PaintedPhoto]:
+def validation_set(photos: list[Path], teacher: Teacher) -> list[PaintedPhoto]:
     """Returns whole photographs, unchanged but for their size, and the teacher's paintings."""
     whole = [shrink_to_fit(open_photo(path), VALIDATION_SIDE) for path in photos]
-    return with_paintings(whole, "painting validation photographs")
+    return with_paintings(whole, teacher, "painting validation photographs")
 
 
 def batches(crops: PaintedCrops, size: int, count: int) -> DataLoader[tuple[Tensor, Tensor]]:
@@ -79,10 +79,10 @@ def batches(crops: PaintedCrops, size: int, count: int) -> DataLoader[tuple[Tens
     return DataLoader(crops, batch_size=size, sampler=RandomSampler(crops, num_samples=count * size))
 
 
-def with_paintings(photos: list[Frame], label: str) -> list[PaintedPhoto]:
+def with_paintings(photos: list[Frame], teacher: Teacher, label: str) -> list[PaintedPhoto]:
     """Returns each photograph with the teacher's painting of it; `label` names the progress bar."""
     with ThreadPoolExecutor(torch.get_num_threads()) as pool:
-        paintings = tqdm(pool.map(teacher_painting, photos), label, len(photos), mininterval=5)
+        paintings = tqdm(pool.map(teacher, photos), label, len(photos), mininterval=5)
         return list(zip(photos, paintings, strict=True))
 
 

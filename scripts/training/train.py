@@ -1,11 +1,12 @@
-"""Trains the generator on a folder of photographs to paint like the teacher.
+"""Trains the generator on a folder of photographs to paint like a teacher.
 
-    scripts/train --photos DIR [--photos DIR] --out runs/toon
+    scripts/train cel --photos DIR [--photos DIR] --out runs/cel
 
-The generator has no skip connection. It starts as a near copy of its photograph (see `head_start.py`) and is trained on
-random crops at random scales, small crops first. The teacher paints each crop by itself, since the student's GroupNorm
-sees no more of the photograph. You can stop at any time; the same command continues from the last checkpoint. At the
-end it writes the style (16-bit safetensors) and its model card.
+The first argument is a recipe of `teachers/recipes.py`. The generator has no skip connection. It starts as a near copy
+of its photograph (see `head_start.py`), or as another style, and is trained on random crops at random scales, small
+crops first. The teacher paints each crop by itself, since the student's GroupNorm sees no more of the photograph. You
+can stop at any time; the same command continues from the last checkpoint. At the end it writes the style (16-bit
+safetensors) and its model card.
 
 To measure a style against the teacher: scripts/train judge STYLE --photos DIR (see scripts/train judge --help).
 """
@@ -28,16 +29,17 @@ from pydantic import ValidationError
 from torch import Tensor
 from tqdm import tqdm
 
-from serve_app.engine.checkpoints import save_style
+from serve_app.engine.checkpoints import load_generator, save_style
 from serve_app.engine.fidelity import with_psnr
 from serve_app.engine.generator import Generator
 from serve_app.engine.precision import bf16_instructions
 from serve_app.frames import ResizeMode
-from serve_app.styles.catalogue import Style
+from serve_app.styles.catalogue import Style, installed_styles
 from training.dataset import CROPS_PER_PHOTO, VALIDATION_SIDE, PaintedPhoto, batches, training_set, validation_set
 from training.head_start import initialise_as_copy
 from training.likeness import painting_loss, scores
 from training.photographs import contact_sheet, find_photos, open_photo, to_batch, to_frame
+from training.teachers.recipes import RECIPES, Recipe
 
 VALIDATION_INTERVAL = 200  # steps
 EMA_DECAY = 0.995  # of the exponential moving average of the weights
@@ -73,7 +75,7 @@ class Progress:
 def main(arguments: Sequence[str] | None = None) -> None:
     """Trains a style and writes it; arguments default to the command line's."""
     options = parse_options(arguments)
-    style = new_style(options.name)
+    style = new_style(options.name, RECIPES[options.recipe])
     torch.manual_seed(options.seed)
     options.out.mkdir(parents=True, exist_ok=True)
     photos = find_photos(options.photos)
@@ -89,6 +91,7 @@ def parse_options(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         "scripts/train", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
+    parser.add_argument("recipe", choices=RECIPES, help="of the teacher: one of %(choices)s", metavar="recipe")
     parser.add_argument("--photos", type=Path, action="append", required=True, help="folder of photographs")
     parser.add_argument(
         "--held-out",
@@ -96,7 +99,8 @@ def parse_options(arguments: Sequence[str] | None = None) -> argparse.Namespace:
         help="folder of photographs to judge by: refuses to train on any of them, or on a near copy",
     )
     parser.add_argument("--out", type=Path, required=True, help="folder for checkpoints, contact sheet, style and card")
-    parser.add_argument("--name", default="toon", help="name of the style (%(default)s)")
+    parser.add_argument("--name", help="name of the style; default: the recipe's")
+    parser.add_argument("--start", metavar="STYLE", help="an installed style to start from, instead of a near copy")
     parser.add_argument("--stages", type=parse_stages, default=STAGES, help="side:batch:steps:learning_rate,...")
     parser.add_argument("--seed", type=int, default=0, help="of weights, crops and batches (%(default)s)")
     parser.add_argument(
@@ -106,15 +110,17 @@ def parse_options(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--precision", choices=["auto", "bf16", "fp32"], default="auto", help="of convolutions (%(default)s)"
     )
-    return parser.parse_args(arguments)
+    options = parser.parse_args(arguments)
+    options.name = options.name or options.recipe
+    return options
 
 
-def new_style(name: str) -> Style:
+def new_style(name: str, recipe: Recipe) -> Style:
     """Returns the style to be trained; made before the training, so that a bad name does not cost hours."""
     try:
         return Style(
             name=name,
-            title=name.capitalize(),
+            title=recipe.title if RECIPES.get(name) is recipe else name.capitalize(),
             resize=RESIZE_MODE,
             eps=1e-5,
             licence="MIT",
@@ -168,8 +174,11 @@ class Trainer:
         self.options, self.training, self.validation = options, training, validation
         self.device = torch.device(options.device)
         self.bf16 = runs_bf16(self.device) if options.precision == "auto" else options.precision == "bf16"
-        student = initialise_as_copy(Generator(RESIZE_MODE))
-        self.student = student.to(self.device).to(memory_format=torch.channels_last)
+        self.teacher = RECIPES[options.recipe].teacher
+        student = load_start(options.start) if options.start else initialise_as_copy(Generator(RESIZE_MODE))
+        # oneDNN differentiates float32 convolutions faster without channels last (0.6 of the time on AVX2)
+        self.layout = torch.channels_last if self.bf16 or self.device.type == "cuda" else torch.contiguous_format
+        self.student = student.to(self.device).to(memory_format=self.layout)
         self.average = copy.deepcopy(self.student)
         self.progress = Progress()
         self.checkpoint = options.out / "checkpoint.pt"
@@ -179,7 +188,7 @@ class Trainer:
 
     def train(self) -> None:
         """Runs the stages that are left."""
-        validation = validation_set(self.validation)
+        validation = validation_set(self.validation, self.teacher)
         while self.progress.stage < len(self.options.stages):
             self.train_stage(self.options.stages[self.progress.stage], validation)
             self.progress.stage, self.progress.step = self.progress.stage + 1, 0
@@ -189,7 +198,7 @@ class Trainer:
     def train_stage(self, stage: Stage, validation: list[PaintedPhoto]) -> None:
         """Runs the steps of a stage that are left, on crops that follow from the seed, the stage and the first step."""
         torch.manual_seed(zlib.crc32(f"{self.options.seed}/{stage.side}/{self.progress.step}".encode()))
-        crops = training_set(self.training, stage.side, stage.steps * stage.batch)
+        crops = training_set(self.training, self.teacher, stage.side, stage.steps * stage.batch)
         steps = range(self.progress.step, stage.steps)
         began = time.monotonic()
         bar = tqdm(
@@ -213,7 +222,7 @@ class Trainer:
 
     def train_step(self, photo: Tensor, target: Tensor) -> float:
         """Updates the student and the average of its weights on one batch; returns the loss."""
-        photo, target = (t.to(self.device, memory_format=torch.channels_last) for t in (photo, target))
+        photo, target = (t.to(self.device, memory_format=self.layout) for t in (photo, target))
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16):
             painted = self.student(photo)
         loss = painting_loss(painted.float(), target)
@@ -257,7 +266,7 @@ class Trainer:
         state = torch.load(self.checkpoint, map_location="cpu", weights_only=True)
         if state["plan"] != self.plan():
             raise SystemExit(
-                f"{self.checkpoint} is of another training (its photographs, stages or seed differ): "
+                f"{self.checkpoint} is of another training (its recipe, start, photographs, stages or seed differ): "
                 "choose another folder with --out"
             )
         self.student.load_state_dict(state["student"])
@@ -268,6 +277,8 @@ class Trainer:
     def plan(self) -> dict[str, object]:
         """Returns what must not change when a stopped training is continued."""
         return {
+            "recipe": self.options.recipe,
+            "start": self.options.start,
             "stages": [astuple(stage) for stage in self.options.stages],
             "seed": self.options.seed,
             "photos": [[path.name for path in paths] for paths in (self.training, self.validation)],
@@ -289,14 +300,15 @@ class Trainer:
             for entry in self.progress.validation
         )
         folders = " ".join(f"--photos {folder.name}" for folder in self.options.photos)
+        start = f" --start {self.options.start}" if self.options.start else ""
         plan = ",".join(f"{s.side}:{s.batch}:{s.steps}:{s.learning_rate}" for s in self.options.stages)
         return f"""# {self.options.name}
 
-The AnimeGANv2 generator (2,143,552 parameters, `{RESIZE_MODE}`, eps 1e-5), trained to imitate the classical teacher of
-`scripts/training/teacher.py`. Trained on {self.progress.finished} by
+The AnimeGANv2 generator (2,143,552 parameters, `{RESIZE_MODE}`, eps 1e-5), trained to imitate the classical teacher
+`{self.options.recipe}` of `scripts/training/teachers/recipes.py`. Trained on {self.progress.finished} by
 
-    scripts/train {folders} --out runs/{style.name} --name {style.name} --seed {self.options.seed} \\
-        --stages {plan}
+    scripts/train {self.options.recipe} {folders} --out runs/{style.name} --name {style.name}{start} \\
+        --seed {self.options.seed} --stages {plan}
 
 - Licence: {style.licence}.
 - Photographs: {len(self.training)} for training, {CROPS_PER_PHOTO} crops of each in every stage;
@@ -319,6 +331,18 @@ crispness (mean gradient magnitude over the teacher's).
 | --- | --- | --- | --- |
 {results}
 """
+
+
+def load_start(name: str) -> Generator:
+    """Returns the generator of an installed style, to be trained on.
+
+    Raises:
+        SystemExit: there is no such style, or it upsamples in another way.
+    """
+    style = installed_styles().get(name)
+    if style is None or style.resize != RESIZE_MODE:
+        raise SystemExit(f"--start: no installed style {name} with the resize mode {RESIZE_MODE}")
+    return load_generator(style).train()
 
 
 def runs_bf16(device: torch.device) -> bool:

@@ -14,14 +14,15 @@ from serve_app.styles.catalogue import installed_styles
 
 pytest.importorskip("torchvision", reason="the extra `train` is not installed: scripts/setup train")
 
-from training import judge, train
+from training import compare, judge, train
 from training.photographs import find_photos
+from training.teachers.recipes import RECIPES
 
 Train = Callable[..., None]
 
 pytestmark = pytest.mark.usefixtures("small_photograph")
 
-OPTIONS = ["--name", "tiny", "--device", "cpu", "--seed", "7", "--data", "mine, CC0", "--stages", "32:2:3:1e-3"]
+OPTIONS = ["toon", "--name", "tiny", "--device", "cpu", "--seed", "7", "--data", "mine, CC0", "--stages", "32:2:3:1e-3"]
 
 
 @pytest.fixture
@@ -94,8 +95,8 @@ def test_contact_sheet_shows_the_validation_photographs(trained: Path) -> None:
 def test_card_states_how_the_style_was_trained(trained: Path) -> None:
     card = (trained / "run" / "tiny.md").read_text()
     assert card.startswith("# tiny\n")
-    assert "scripts/train --photos photos --out runs/tiny --name tiny --seed 7 \\\n" in card
-    assert "        --stages 32:2:3:0.001\n" in card
+    assert "scripts/train toon --photos photos --out runs/tiny --name tiny \\\n" in card
+    assert "        --seed 7 --stages 32:2:3:0.001\n" in card
     assert "- Photographs: 2 for training, 12 crops of each in every stage;\n  1 for validation." in card
     assert "Sources and licences: mine, CC0\n" in card
     assert "| 32 px | 2 | 3 | 0.001 |" in card
@@ -236,7 +237,7 @@ def test_unusable_photographs_are_named_and_left_out(
     assert [Path(line.split(" is left out: ")[0]).name for line in left_out] == ["broken.jpg", "thin.png", "tiny.png"]
 
 
-@pytest.mark.parametrize("change", [["--seed", "8"], ["--stages", "32:2:3:2e-3"]])
+@pytest.mark.parametrize("change", [["--seed", "8"], ["--stages", "32:2:3:2e-3"], ["--start", "toon"]])
 def test_resuming_another_training_is_refused(trained: Path, seen: list[Tensor], change: list[str]) -> None:
     with pytest.raises(SystemExit, match="is of another training"):
         run_in(trained)(*change)
@@ -263,6 +264,28 @@ def test_folder_without_photographs_is_refused(run: Train, tmp_path: Path) -> No
     assert str(caught.value) == f"0 photographs in {tmp_path / 'photos'}: at least 2 needed"
 
 
+def test_style_is_named_after_its_recipe(run: Train, tmp_path: Path) -> None:
+    train.main(["ink", *OPTIONS[3:], "--photos", str(tmp_path / "photos"), "--out", str(tmp_path / "run")])
+    style = installed_styles(tmp_path / "run")["ink"]
+    assert style.title == RECIPES["ink"].title
+
+
+def test_training_can_start_from_an_installed_style(run: Train, tmp_path: Path) -> None:
+    run("--start", "toon", "--stages", "32:2:1:1e-9")
+    card = (tmp_path / "run" / "tiny.md").read_text()
+    assert "--name tiny --start toon \\\n" in card
+    start, trained = (
+        load_generator(installed_styles(tmp_path / "run")[name]).state_dict() for name in ("toon", "tiny")
+    )
+    assert all(torch.allclose(start[key], trained[key], atol=1e-3) for key in start)
+
+
+def test_start_that_is_not_installed_is_refused(run: Train, seen: list[Tensor]) -> None:
+    with pytest.raises(SystemExit, match="no installed style nowhere"):
+        run("--start", "nowhere")
+    assert seen == []
+
+
 def test_name_that_no_style_can_bear_is_refused_before_training(run: Train, seen: list[Tensor]) -> None:
     with pytest.raises(SystemExit):
         run("--name", "My Style")
@@ -280,11 +303,32 @@ def test_judge_measures_an_installed_style_and_draws_it(
     trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     places = ["--photos", trained / "photos", "--styles-dir", trained / "run", "--sheet", tmp_path / "sheet.jpg"]
-    judge.main(["tiny", *map(str, places), "--side", "48"])
+    judge.main(["tiny", "--recipe", "toon", *map(str, places), "--side", "48"])
     lines = capsys.readouterr().out.splitlines()
     assert [line.split("|")[1].strip() for line in lines] == ["photograph", "---", "0", "1", "2", "mean of 3"]
     values = np.array([[float(value) for value in line.split("|")[2:-1]] for line in lines[2:]])
     assert np.allclose(values[:3].mean(axis=0), values[3], atol=1e-3)
     assert (values[:, 1] < 1).all()
+    with Image.open(tmp_path / "sheet.jpg") as sheet:
+        assert sheet.size == (3 * 48, 3 * (36 + 4))
+
+
+def test_judge_needs_a_recipe_for_a_style_of_another_name(trained: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        judge.main(["tiny", "--photos", str(trained / "photos"), "--styles-dir", str(trained / "run")])
+    assert "choose one with --recipe" in capsys.readouterr().err
+
+
+def test_styles_are_compared_in_a_table_and_a_sheet(
+    trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    places = ["--photos", trained / "photos", "--styles-dir", trained / "run", "--sheet", tmp_path / "sheet.jpg"]
+    compare.main(["tiny", "toon", *map(str, places), "--side", "48"])
+    head, _, photograph, tiny = capsys.readouterr().out.splitlines()
+    assert head == "| | tiny | toon |"
+    assert all(0 < float(cell) < 1 for cell in photograph.split("|")[2:4])
+    first, second = tiny.split("|")[2:4]
+    assert first.strip() == ""
+    assert float(second) > 0
     with Image.open(tmp_path / "sheet.jpg") as sheet:
         assert sheet.size == (3 * 48, 3 * (36 + 4))
