@@ -79,6 +79,7 @@ def parse_arguments() -> argparse.Namespace:
     add.add_argument("--resize", required=True, choices=["align", "half", "tf"], help="how its decoder grows")
     add.add_argument("--eps", type=float, help="of its norms; default 1e-12 for tf, else 1e-5")
     add.add_argument("--title", help="default: the name")
+    add.add_argument("--summary", help="what the style is good for, in a sentence")
     add.add_argument("--licence", default="unknown")
     add.add_argument("--credit", default="unknown")
     add.add_argument("--force", action="store_true", help="replace an installed style of this name")
@@ -126,6 +127,8 @@ def list_styles(options: argparse.Namespace) -> int:
     for style, state in rows:
         about = printable(f"{style.title}; licence: {style.licence}")
         print(f"{style.name:{width}}  {state:13}  {style.resize:5}  {about}")
+        if style.summary:
+            print(f"{'':{width}}  {printable(style.summary)}")
     for left_out in installed.left_out:
         print(f"left out: {left_out.reason}")
     if installed.without_digest:
@@ -160,6 +163,7 @@ def import_style(options: argparse.Namespace) -> int:
         style = Style(
             name=options.name,
             title=options.title or options.name,
+            summary=options.summary or None,
             resize=options.resize,
             eps=default_eps(options.resize) if options.eps is None else options.eps,
             licence=options.licence,

@@ -42,6 +42,7 @@ class Style(StrictModel):
         credit: whose work it is.
         psnr_bf16: of its paintings in bf16 to those in float32, in dB; None if it was not measured. See
             `serve_app.engine.fidelity`.
+        summary: a sentence on what it is good for; None if nobody has said so.
     """
 
     name: str = Field(pattern=r"^[a-z0-9][a-z0-9_-]{0,63}$")
@@ -52,6 +53,7 @@ class Style(StrictModel):
     source: Text
     credit: Text
     psnr_bf16: float | None = Field(default=None, ge=0, allow_inf_nan=False)
+    summary: Text | None = None
 
     @property
     def multiple(self) -> int:

@@ -162,7 +162,7 @@ def list_styles(pipeline: Pipeline) -> StyleList:
     listed: dict[str, Style] = {**pipeline.catalogue, **pipeline.styles}
     infos = [
         StyleInfo(
-            **style.model_dump(include={"name", "title", "licence", "source", "credit", "resize"}),
+            **style.model_dump(include={"name", "title", "summary", "licence", "source", "credit", "resize"}),
             installed=style.name in pipeline.styles,
             default=style.name == default,
         )

@@ -66,6 +66,7 @@ class StyleInfo(BaseModel):
 
     name: str
     title: str
+    summary: str | None = Field(None, description="What it is good for, in a sentence.")
     licence: str
     source: str
     credit: str

@@ -50,10 +50,10 @@ def test_import_takes_eps_from_the_resize_mode_unless_it_is_given(
 def test_import_keeps_the_given_description_of_the_style(
     file: Path, styles_dir: Path, animegan: RunCommand, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    options = ["--resize", "align", "--title", "My Style", "--licence", "CC0", "--credit", "me"]
+    options = ["--resize", "align", "--title", "My Style", "--licence", "CC0", "--credit", "me", "--summary", "For me."]
     assert animegan("styles", "import", file, "--name", "mine", *options) == 0
     style = read_installed(styles_dir / "mine.safetensors")
-    assert (style.title, style.licence, style.credit) == ("My Style", "CC0", "me")
+    assert (style.title, style.licence, style.credit, style.summary) == ("My Style", "CC0", "me", "For me.")
     assert style.source == "imported from downloaded.pt"
     assert capsys.readouterr().out == "mine is installed (licence: CC0); restart the service to paint with it\n"
 
@@ -64,6 +64,14 @@ def test_import_measures_the_style_in_bf16_and_keeps_the_figure(
     assert animegan("styles", "import", file, "--name", "mine", "--resize", "half") == 0
     style = installed_styles()["mine"]
     assert style.psnr_bf16 == measure_psnr(weights, style)
+
+
+@pytest.mark.parametrize("options", [[], ["--summary", ""]])
+def test_import_without_a_summary_says_nothing_of_it(
+    file: Path, styles_dir: Path, animegan: RunCommand, options: list[str]
+) -> None:
+    assert animegan("styles", "import", file, "--name", "mine", "--resize", "align", *options) == 0
+    assert installed_styles()["mine"].summary is None
 
 
 @pytest.mark.parametrize("name", ["Mine", "../mine", "", "mine.pt", "-mine", "m" * 65])
@@ -167,7 +175,7 @@ def test_import_of_a_file_whose_name_is_not_utf_8(
     assert capsys.readouterr().err == "animegan: caf\\xe9.pt is empty.\n"
 
 
-@pytest.mark.parametrize("option", ["title", "licence", "credit"])
+@pytest.mark.parametrize("option", ["title", "summary", "licence", "credit"])
 def test_import_refuses_a_description_that_is_not_utf_8(
     file: Path, styles_dir: Path, animegan: RunCommand, capsys: pytest.CaptureFixture[str], option: str
 ) -> None:
@@ -194,7 +202,9 @@ def test_list_shows_the_shipped_style_the_catalogue_and_the_folder(
 ) -> None:
     assert animegan("styles", "list") == 0
     *rows, empty, folder = capsys.readouterr().out.splitlines()
-    states = {row.split()[0]: " ".join(row.split()[1:4]) for row in rows}
+    states = {row.split()[0]: " ".join(row.split()[1:4]) for row in rows if not row.startswith(" ")}
+    toon = next(number for number, row in enumerate(rows) if row.startswith("toon "))
+    assert rows[toon + 1].startswith("                   Mild and true to the photograph: ")
     assert states["toon"].startswith("installed tf")
     assert states["paprika"] == "can be pulled"
     assert not empty
@@ -229,11 +239,13 @@ def test_list_shows_names_and_titles_that_the_terminal_cannot(
     tmp_path: Path, weights: Mapping[str, Tensor], encoding: str
 ) -> None:
     folder = tmp_path / os.fsdecode(b"d\xe9j\xe0")
-    save_style(weights, make_style("mine", title="Añejo 雨\x1b[2J"), folder / "mine.safetensors")
+    style = make_style("mine", title="Añejo 雨\x1b[2J", summary="雨\x1b[3J")
+    save_style(weights, style, folder / "mine.safetensors")
     (folder / os.fsdecode(b"\xff.safetensors")).touch()
     listed = run_list(folder, PYTHONIOENCODING=encoding)
     assert (listed.returncode, listed.stderr) == (0, b"")
     assert rb"\x1b[2J; licence: MIT" in listed.stdout
+    assert rb"\x1b[3J" in listed.stdout
     assert b"left out: " in listed.stdout
     assert listed.stdout.decode(encoding)
 

@@ -1,5 +1,6 @@
 import errno
 import os
+import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
@@ -64,10 +65,16 @@ def test_catalogue_says_what_is_not_for_commerce() -> None:
     assert set(licences.values()) == {"MIT"}
 
 
+def test_catalogue_says_what_each_style_is_good_for_in_a_sentence() -> None:
+    for entry in read_catalogue().values():
+        assert entry.summary is not None, entry.name
+        assert re.fullmatch(r"[A-Z][^.]{20,130}\.", entry.summary), entry.name
+
+
 def test_saved_style_is_installed_with_all_that_it_said_of_itself(
     weights: Mapping[str, Tensor], styles_dir: Path
 ) -> None:
-    style = make_style("mine", resize="tf", eps=1e-12, credit="Añejo 雨", psnr_bf16=51.5)
+    style = make_style("mine", resize="tf", eps=1e-12, credit="Añejo 雨", psnr_bf16=51.5, summary="For 雨.")
     save_style(weights, style, styles_dir / "mine.safetensors")
     installed = installed_styles()["mine"]
     assert installed.model_dump(include=set(Style.model_fields)) == style.model_dump()
@@ -83,6 +90,11 @@ def test_psnr_of_a_style_is_a_number(psnr: object) -> None:
 def test_header_of_a_style_that_was_not_measured_says_nothing_of_it() -> None:
     assert "psnr" not in str(make_style().to_header())
     assert '"psnr_bf16":51.5' in str(make_style(psnr_bf16=51.5).to_header())
+
+
+def test_header_of_a_style_says_what_it_is_good_for_only_if_that_is_known() -> None:
+    assert "summary" not in str(make_style().to_header())
+    assert '"summary":"For tests."' in str(make_style(summary="For tests.").to_header())
 
 
 def test_folder_in_the_settings_goes_before_the_environments(

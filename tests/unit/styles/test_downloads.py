@@ -207,7 +207,7 @@ def test_pulled_style_is_measured_installed_and_listed(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     mirror.content = checkpoint
-    offer(monkeypatch, entry_of(checkpoint))
+    offer(monkeypatch, entry_of(checkpoint, summary="For tests."))
     animegan("styles", "list")
     assert "small  can be pulled  align  Seeded; licence: MIT" in capsys.readouterr().out
 
@@ -217,6 +217,7 @@ def test_pulled_style_is_measured_installed_and_listed(
         assert "http://upstream.invalid/small.pt" in file.metadata()["animegan_style"]
     style = installed_styles()["small"]
     assert style.psnr_bf16 == measure_psnr(weights, style)
+    assert style.summary == "For tests."
 
     animegan("styles", "list")
     assert "small  installed      align  Seeded; licence: MIT" in capsys.readouterr().out

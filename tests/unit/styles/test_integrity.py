@@ -40,6 +40,7 @@ def test_shipped_style_carries_its_digest() -> None:
     style, content = read_style(shipped_dir() / "toon.safetensors")
     assert content.header[DIGEST] == content.digest()
     assert style.source == "trained by scripts/train"
+    assert style.summary == "Mild and true to the photograph: flat colours, clean contours, lifted shadows."
 
 
 def test_digest_is_the_documented_one(weights: Mapping[str, Tensor], tmp_path: Path) -> None:
