@@ -11,6 +11,7 @@
         ├── UnknownHost       400
         ├── Unauthorized      401
         ├── UnknownStyle      404
+        ├── NoThumbnail       404
         ├── UnknownJob        404
         ├── JobsOff           404
         ├── DeadlineExceeded  408
@@ -147,6 +148,12 @@ class UnknownStyle(RequestError):
     """A style that is not installed."""
 
     status, code, title = 404, "unknown-style", "No such style"
+
+
+class NoThumbnail(RequestError):
+    """A style that has no sample painting here."""
+
+    status, code, title = 404, "no-thumbnail", "The style has no thumbnail"
 
 
 class UnknownJob(RequestError):

@@ -67,12 +67,13 @@ def seeded_style(weights: Mapping[str, Tensor], tmp_path_factory: pytest.TempPat
 
 @pytest.fixture(scope="module")
 def small_photograph(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """Has styles measured with one small photograph, for tests that install many of them."""
+    """Has styles measured and thumbnails painted with one small photograph, for tests that install many styles."""
     folder = tmp_path_factory.mktemp("photographs")
     spots = np.random.default_rng(0).integers(0, 256, (8, 12, 3), np.uint8)
     Image.fromarray(spots).resize((48, 32), Image.Resampling.BICUBIC).save(folder / "spots.jpg")
     with pytest.MonkeyPatch.context() as monkeypatch:
         monkeypatch.setattr("serve_app.engine.fidelity.PHOTOGRAPHS", folder)
+        monkeypatch.setattr("serve_app.engine.thumbnails.PHOTOGRAPH", folder / "spots.jpg")
         yield
 
 

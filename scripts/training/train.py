@@ -6,7 +6,7 @@ The first argument is a recipe of `teachers/recipes.py`. The generator has no sk
 of its photograph (see `head_start.py`), or as another style, and is trained on random crops at random scales, small
 crops first. The teacher paints each crop by itself, since the student's GroupNorm sees no more of the photograph. You
 can stop at any time; the same command continues from the last checkpoint. At the end it writes the style (16-bit
-safetensors) and its model card.
+safetensors), its thumbnail and its model card.
 
 To measure a style against the teacher: scripts/train judge STYLE --photos DIR (see scripts/train judge --help).
 """
@@ -29,10 +29,11 @@ from pydantic import ValidationError
 from torch import Tensor
 from tqdm import tqdm
 
-from serve_app.engine.checkpoints import load_generator, save_style
+from serve_app.engine.checkpoints import load_generator
 from serve_app.engine.fidelity import with_psnr
 from serve_app.engine.generator import Generator
 from serve_app.engine.precision import bf16_instructions
+from serve_app.engine.thumbnails import save_with_thumbnail
 from serve_app.frames import ResizeMode
 from serve_app.styles.catalogue import Style, installed_styles
 from training.dataset import CROPS_PER_PHOTO, VALIDATION_SIDE, PaintedPhoto, batches, training_set, validation_set
@@ -285,12 +286,12 @@ class Trainer:
         }
 
     def export(self, style: Style, path: Path) -> None:
-        """Measures the averaged weights in bf16, and writes them as a style, with its model card beside it."""
+        """Measures the averaged weights in bf16, and writes them as a style, with its thumbnail and its model card."""
         weights = self.average.state_dict()
         style = with_psnr(weights, style)
-        save_style(weights, style, path, dtype=torch.float16)
+        save_with_thumbnail(weights, style, path, dtype=torch.float16)
         path.with_suffix(".md").write_text(self.card(style))
-        print(f"wrote {path} and its card")
+        print(f"wrote {path}, its thumbnail and its card")
 
     def card(self, style: Style) -> str:
         """Returns the model card in Markdown."""

@@ -69,11 +69,11 @@ def parse_arguments() -> argparse.Namespace:
     )
     styles.add_parser("list", help="installed styles, and those that can be pulled").set_defaults(command=list_styles)
 
-    pull = styles.add_parser("pull", help="download styles of the catalogue, and measure them in bf16 (seconds)")
+    pull = styles.add_parser("pull", help="download styles of the catalogue, and measure them (seconds)")
     pull.add_argument("names", nargs="+", metavar="NAME")
     pull.set_defaults(command=pull_styles)
 
-    add = styles.add_parser("import", help="install a checkpoint of your own, and measure it in bf16 (seconds)")
+    add = styles.add_parser("import", help="install a checkpoint of your own, and measure it (seconds)")
     add.add_argument("file", type=Path, metavar="FILE", help="a PyTorch state dict, or safetensors")
     add.add_argument("--name", required=True, help="lower case letters, digits, - and _")
     add.add_argument("--resize", required=True, choices=["align", "half", "tf"], help="how its decoder grows")
@@ -234,9 +234,9 @@ def style_path(name: str) -> Path:
 
 
 def install(weights: "Weights", style: Style) -> None:
-    """Measures a style in bf16, which takes seconds, writes its file, and tells the user."""
-    from serve_app.engine.checkpoints import save_style
+    """Measures a style in bf16 and paints its thumbnail, which takes seconds, writes its files, and tells the user."""
     from serve_app.engine.fidelity import with_psnr
+    from serve_app.engine.thumbnails import save_with_thumbnail
 
-    save_style(weights, with_psnr(weights, style), style_path(style.name))
+    save_with_thumbnail(weights, with_psnr(weights, style), style_path(style.name))
     print(f"{style.name} is installed (licence: {style.licence}); restart the service to paint with it")

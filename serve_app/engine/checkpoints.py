@@ -7,9 +7,7 @@ shapes, and saved as safetensors.
 import io
 import itertools
 import logging
-import os
 import re
-import tempfile
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -25,9 +23,11 @@ from torch import Tensor
 from serve_app.engine.generator import Generator
 from serve_app.errors import StyleError
 from serve_app.styles.catalogue import InstalledStyle, Style, read_file
+from serve_app.styles.files import replace_file
 from serve_app.styles.formats import damaged_member, identify, identify_by_name
 from serve_app.styles.integrity import DIGEST, generator_shapes, name_differences, parse, verify, with_sorted_header
 from serve_app.styles.text import printable
+from serve_app.styles.thumbnails import thumbnail_path
 
 logger = logging.getLogger(__name__)
 
@@ -211,6 +211,8 @@ def check_weights(weights: Weights, where: str) -> None:
 def save_style(weights: Weights, style: Style, path: Path, dtype: torch.dtype = torch.float32) -> None:
     """Writes a style's file with its digest, completely or not at all: a partial file never has the final name.
 
+    The thumbnail of a style that was there before is removed.
+
     Raises:
         StyleError: if weights are too large for the type.
     """
@@ -221,15 +223,15 @@ def save_style(weights: Weights, style: Style, path: Path, dtype: torch.dtype = 
     header = style.to_header()
     header[DIGEST] = parse(save(tensors, header)).digest()
     data = with_sorted_header(save(tensors, header))
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, partial = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with open(handle, "wb") as file:
-            file.write(data)
-        os.chmod(partial, 0o644)  # mkstemp lets only the owner read; other nodes and users read styles too
-        os.replace(partial, path)
-    finally:
-        Path(partial).unlink(missing_ok=True)
+    thumbnail_path(path).unlink(missing_ok=True)  # first: no style must ever be shown by the painting of another
+    replace_file(path, data)
+
+
+def build_generator(weights: Weights, style: Style) -> Generator:
+    """Returns a generator with the weights of a style on the CPU, in eval mode, in float32."""
+    generator = Generator(style.resize, style.eps)
+    generator.load_state_dict({key: weight.detach().to("cpu", torch.float32) for key, weight in weights.items()})
+    return generator.eval()
 
 
 def load_generator(style: InstalledStyle) -> Generator:
@@ -246,6 +248,4 @@ def load_generator(style: InstalledStyle) -> Generator:
         raise StyleError(f"{printable(style.path)} is damaged: {error}") from error
     if style.digest not in ("", content.verified_digest()):
         raise StyleError(f"{printable(style.path)} was replaced while it was being read; start again.")
-    generator = Generator(style.resize, style.eps)
-    generator.load_state_dict({key: weight.float() for key, weight in load_safetensors(data).items()})
-    return generator.eval()
+    return build_generator(load_safetensors(data), style)

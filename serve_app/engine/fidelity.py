@@ -8,8 +8,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from serve_app.engine.checkpoints import Weights
-from serve_app.engine.generator import Generator
+from serve_app.engine.checkpoints import Weights, build_generator
 from serve_app.engine.memory import strip_rows
 from serve_app.engine.streaming import StripGenerator
 from serve_app.errors import StyleError
@@ -33,9 +32,8 @@ def measure_psnr(weights: Weights, style: Style) -> float:
     Raises:
         StyleError: if all that it paints is one colour.
     """
-    generator = Generator(style.resize, style.eps)
-    generator.load_state_dict({key: weight.detach().to("cpu", torch.float32) for key, weight in weights.items()})
-    exact = StripGenerator(generator.eval(), style.resize)
+    generator = build_generator(weights, style)
+    exact = StripGenerator(generator, style.resize)
     rounded = StripGenerator(generator, style.resize, torch.bfloat16, torch.bfloat16, is_emulated=True)
     pairs = [(paint(rounded, frames), paint(exact, frames)) for frames in photographs()]
     if all(painted.min() == painted.max() for _, painted in pairs):

@@ -20,6 +20,7 @@ from serve_app.frames import ResizeMode
 from serve_app.settings import StrictModel
 from serve_app.styles.integrity import DESCRIPTION, StyleContent, parse, verify
 from serve_app.styles.text import Text, printable
+from serve_app.styles.thumbnails import read_thumbnail
 
 logger = logging.getLogger(__name__)
 
@@ -107,11 +108,13 @@ class InstalledStyle(Style):
         path: of the file.
         digest: of the content that was read; files that carry none have one too. Empty if nothing was read.
         stamp: of the file before it was read.
+        thumbnail: a small sample painting, a WebP file; empty if there is none. See `serve_app.styles.thumbnails`.
     """
 
     path: Path
     digest: str = ""
     stamp: tuple[int, ...] = ()
+    thumbnail: bytes = Field(default=b"", repr=False)
 
     @property
     def is_current(self) -> bool:
@@ -237,7 +240,8 @@ def read_style(path: Path) -> tuple[InstalledStyle, StyleContent]:
         verify(content)
     except StyleError as error:
         raise StyleError(f"{name} is damaged: {error}; install it again.") from error
-    return style.model_copy(update={"digest": content.verified_digest(), "stamp": stamp}), content
+    read = {"digest": content.verified_digest(), "stamp": stamp, "thumbnail": read_thumbnail(path)}
+    return style.model_copy(update=read), content
 
 
 def read_file(path: Path) -> bytes:

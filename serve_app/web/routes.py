@@ -18,7 +18,6 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from serve_app.errors import DeadlineExceeded, NotReady, RequestError
 from serve_app.frames import Client, StylizeRequest
 from serve_app.settings import IngressSettings
-from serve_app.styles.catalogue import Style
 from serve_app.web.clients import client_address
 from serve_app.web.conditions import read_condition
 from serve_app.web.guard import WAITED
@@ -46,11 +45,10 @@ from serve_app.web.schemas import (
     Options,
     Readiness,
     Status,
-    StyleInfo,
-    StyleList,
     describe_problems,
     problems,
 )
+from serve_app.web.style_routes import add_style_routes
 
 PAGE = Path(__file__).parent / "page"
 
@@ -97,10 +95,7 @@ def create_app(pipeline: Pipeline) -> FastAPI:
         return await stylize_or_reuse(pipeline, pipeline.jobs, photograph.data, wanted, client, condition)
 
     add_job_routes(app, pipeline, identify, lambda request: client_of(request, pipeline.settings))
-
-    @app.get("/v1/styles", summary="Styles that paint here, and those that can be pulled")
-    async def styles() -> StyleList:
-        return list_styles(pipeline)
+    add_style_routes(app, pipeline)
 
     @app.get("/livez", summary="Whether this process answers")
     async def livez() -> Status:
@@ -154,19 +149,3 @@ def without_waited(wanted: StylizeRequest, waited_s: str) -> StylizeRequest:
     if left_s <= 0:
         raise DeadlineExceeded(f"The picture had to wait for more than the {wanted.timeout_s:g} seconds it was given.")
     return replace(wanted, timeout_s=left_s)
-
-
-def list_styles(pipeline: Pipeline) -> StyleList:
-    """Returns the default style, then other installed ones, then those of the catalogue that can be downloaded."""
-    default = pipeline.settings.default_style
-    listed: dict[str, Style] = {**pipeline.catalogue, **pipeline.styles}
-    infos = [
-        StyleInfo(
-            **style.model_dump(include={"name", "title", "summary", "licence", "source", "credit", "resize"}),
-            installed=style.name in pipeline.styles,
-            default=style.name == default,
-        )
-        for style in listed.values()
-    ]
-    infos.sort(key=lambda info: (not info.default, not info.installed, info.name))
-    return StyleList(styles=infos, max_side=pipeline.settings.max_side, max_bytes=pipeline.settings.max_bytes)

@@ -302,6 +302,13 @@ PAINTED: dict[int | str, dict[str, Any]] = {
 NOT_MODIFIED: dict[int | str, dict[str, Any]] = {
     304: {"description": "The client has the painting already.", "headers": headers(ETag="Of the painting.")}
 }
+THUMBNAIL: dict[int | str, dict[str, Any]] = {
+    200: {
+        "description": "A painting of 256 x 256 pixels; of every style, the same photograph.",
+        "content": {"image/webp": IMAGES["image/webp"]},
+        "headers": headers(ETag="Of the painting.", Cache_Control="How long it may be kept."),
+    }
+}
 PHOTOGRAPH: dict[int | str, dict[str, Any]] = {
     200: {
         "description": "The photograph: JPEG, or PNG where it has transparency.",

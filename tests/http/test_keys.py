@@ -23,6 +23,8 @@ ALICE = Key("alice", hashlib.sha256(KEY.encode()).digest(), 0.5)
 JOB = "/v1/jobs/{job_id}"  # its id is the right to see it and to erase it
 OPEN = {  # of what is under /v1
     ("GET", "/v1/styles"),
+    ("GET", "/v1/styles/{name}/thumbnail"),
+    ("HEAD", "/v1/styles/{name}/thumbnail"),
     ("GET", "/v1/jobs"),
     ("GET", "/v1/jobs/events"),
     ("GET", JOB),
@@ -160,7 +162,8 @@ def test_openapi_document_says_how_a_key_is_sent() -> None:
         "header",
         "X-API-Key",
     )
-    assert "security" not in document["paths"]["/v1/styles"]["get"]
+    for path in ("/v1/styles", "/v1/styles/{name}/thumbnail"):
+        assert "security" not in document["paths"][path]["get"]
 
 
 def test_no_key_gets_into_the_log(caplog: pytest.LogCaptureFixture) -> None:

@@ -23,7 +23,8 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
         shutil.copytree(ROOT / name, source / name, ignore=shutil.ignore_patterns("__pycache__"))
     for name in ("pyproject.toml", "README.md", "LICENSE"):
         shutil.copy(ROOT / name, source)
-    (source / "weights" / "pulled.safetensors").write_bytes(b"someone else's licence")
+    for suffix in ("safetensors", "webp"):
+        (source / "weights" / f"pulled.{suffix}").write_bytes(b"someone else's licence")
     target = tmp_path_factory.mktemp("wheel")
     command = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--wheel-dir", str(target), str(source)]
     subprocess.run(command, check=True)
@@ -39,16 +40,19 @@ def test_wheel_carries_the_style_the_page_and_the_configs_and_no_pulled_style(wh
     wanted = (
         "weights/catalogue.toml",
         "weights/toon.safetensors",
+        "weights/toon.webp",
         "weights/toon.md",
         "web/page/index.html",
         "engine/photographs/cat.jpg",
+        "engine/photographs/thumbnail/portrait.jpg",
         "configs/local.yaml",
         "configs/prod.yaml",
         *migrations,
         *versions,
     )
     assert {f"serve_app/{name}" for name in wanted} <= names
-    assert [name for name in names if name.endswith(".safetensors")] == ["serve_app/weights/toon.safetensors"]
+    for suffix in ("safetensors", "webp"):
+        assert [name for name in names if name.endswith(f".{suffix}")] == [f"serve_app/weights/toon.{suffix}"]
 
 
 def test_installed_wheel_paints_with_no_tree_in_sight(wheel: Path, tmp_path: Path) -> None:

@@ -87,6 +87,11 @@ def test_training_ends_with_a_style_that_paints(trained: Path) -> None:
         assert load_generator(style)(torch.zeros(1, 3, 16, 16)).isfinite().all()
 
 
+def test_thumbnail_lies_beside_the_style(trained: Path) -> None:
+    thumbnail = installed_styles(trained / "run")["tiny"].thumbnail
+    assert thumbnail == (trained / "run" / "tiny.webp").read_bytes() != b""
+
+
 def test_contact_sheet_shows_the_validation_photographs(trained: Path) -> None:
     with Image.open(trained / "run" / "contact-sheet.png") as sheet:
         assert sheet.size == (3 * 64, 48 + 4)  # photograph, teacher and student, of one photograph

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from serve_app.engine.checkpoints import save_style
 from serve_app.engine.fidelity import measure_psnr
+from serve_app.engine.thumbnails import thumbnail_of
 from serve_app.styles.catalogue import installed_styles, read_installed
 from serve_app.web.keys import parse_keys
 
@@ -72,6 +73,19 @@ def test_import_without_a_summary_says_nothing_of_it(
 ) -> None:
     assert animegan("styles", "import", file, "--name", "mine", "--resize", "align", *options) == 0
     assert installed_styles()["mine"].summary is None
+
+
+def test_import_paints_the_thumbnail_and_replaces_that_of_the_style_before(
+    file: Path, styles_dir: Path, animegan: RunCommand, weights: Mapping[str, Tensor]
+) -> None:
+    command = ["styles", "import", file, "--name", "mine", "--resize", "align"]
+    assert animegan(*command) == 0
+    style = installed_styles()["mine"]
+    assert style.thumbnail == (styles_dir / "mine.webp").read_bytes() == thumbnail_of(weights, style)
+    file.write_bytes(torch_bytes({**weights, "out_layer.0.weight": -weights["out_layer.0.weight"]}))
+    assert animegan(*command, "--force") == 0
+    assert installed_styles()["mine"].thumbnail not in (b"", style.thumbnail)
+    assert sorted(path.name for path in styles_dir.iterdir()) == ["mine.safetensors", "mine.webp"]
 
 
 @pytest.mark.parametrize("name", ["Mine", "../mine", "", "mine.pt", "-mine", "m" * 65])

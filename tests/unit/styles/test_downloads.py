@@ -12,6 +12,7 @@ from safetensors import safe_open
 from torch import Tensor
 
 from serve_app.engine.fidelity import measure_psnr
+from serve_app.engine.thumbnails import thumbnail_of
 from serve_app.errors import StyleError
 from serve_app.styles.catalogue import CatalogueEntry, installed_styles
 from serve_app.styles.downloads import MIRROR_VARIABLE, address_of, download, git_blob_id
@@ -218,6 +219,7 @@ def test_pulled_style_is_measured_installed_and_listed(
     style = installed_styles()["small"]
     assert style.psnr_bf16 == measure_psnr(weights, style)
     assert style.summary == "For tests."
+    assert style.thumbnail == (styles_dir / "small.webp").read_bytes() == thumbnail_of(weights, style)
 
     animegan("styles", "list")
     assert "small  installed      align  Seeded; licence: MIT" in capsys.readouterr().out
