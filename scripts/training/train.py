@@ -122,6 +122,7 @@ def new_style(name: str, recipe: Recipe) -> Style:
         return Style(
             name=name,
             title=recipe.title if RECIPES.get(name) is recipe else name.capitalize(),
+            summary=recipe.summary,
             resize=RESIZE_MODE,
             eps=1e-5,
             licence="MIT",

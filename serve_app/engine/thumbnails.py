@@ -15,7 +15,7 @@ from serve_app.styles.files import replace_file
 from serve_app.styles.thumbnails import thumbnail_path
 
 PHOTOGRAPH = Path(__file__).parent / "photographs" / "thumbnail" / "portrait.jpg"
-SIDE = 256  # of a thumbnail, in pixels; the photograph is painted at twice that, the size that people look at
+SIDE = 256  # of a thumbnail, in pixels; the photograph is painted at nearly twice that, and reduced
 QUALITY = 80
 
 

@@ -6,7 +6,7 @@ pytest.importorskip("torchvision", reason="the extra `train` is not installed: s
 
 from training.teachers import guards
 from training.teachers.colour import saturated, skin_likeness
-from training.teachers.lines import ink
+from training.teachers.lines import contour_lines
 from training.teachers.planes import Plane, RgbImage, coherence, to_lab
 from training.teachers.recipes import RECIPES
 from training.teachers.smoothing import kuwahara
@@ -78,7 +78,7 @@ def test_a_lone_spot_is_detail_and_the_plain_around_it_is_not() -> None:
 
 
 def test_lines_lie_on_the_dark_side_of_a_contour() -> None:
-    lines = ink(step(0))
+    lines = contour_lines(step(0))
     assert lines[48, 44:48].max() > 0.9
     assert lines[48, 49:].max() < 0.1
     assert lines[48, :30].max() < 0.1

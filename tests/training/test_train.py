@@ -272,7 +272,7 @@ def test_folder_without_photographs_is_refused(run: Train, tmp_path: Path) -> No
 def test_style_is_named_after_its_recipe(run: Train, tmp_path: Path) -> None:
     train.main(["ink", *OPTIONS[3:], "--photos", str(tmp_path / "photos"), "--out", str(tmp_path / "run")])
     style = installed_styles(tmp_path / "run")["ink"]
-    assert style.title == RECIPES["ink"].title
+    assert (style.title, style.summary) == (RECIPES["ink"].title, RECIPES["ink"].summary)
 
 
 def test_training_can_start_from_an_installed_style(run: Train, tmp_path: Path) -> None:

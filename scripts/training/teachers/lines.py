@@ -18,7 +18,7 @@ from training.teachers.planes import (
 )
 
 
-def ink(luminance: Plane, width: float = 1.0, threshold: float = 0.55, softness: float = 1.05) -> Plane:
+def contour_lines(luminance: Plane, width: float = 1.0, threshold: float = 0.55, softness: float = 1.05) -> Plane:
     """Returns the ink, in [0, 1], on the dark side of contours.
 
     It is normalised by local contrast, so that dark photographs are not covered with it.

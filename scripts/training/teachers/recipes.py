@@ -13,7 +13,7 @@ from serve_app.frames import Frame
 from training.teachers import guards
 from training.teachers.colour import blueness, fresh_skin, saturated, skin_likeness, split_toned, with_luminance
 from training.teachers.flattening import flattened
-from training.teachers.lines import ink, inked, outlines
+from training.teachers.lines import contour_lines, inked, outlines
 from training.teachers.planes import RgbImage, blurred, luminance_of, mixed, smoothstep, to_lab, to_rgb
 from training.teachers.smoothing import along_contours, bilateral, kuwahara
 from training.teachers.tones import quantised, with_standard_contrast
@@ -22,10 +22,11 @@ Teacher = Callable[[Frame], Frame]
 
 
 class Recipe(NamedTuple):
-    """A teacher, and what its style is called."""
+    """A teacher, what its style is called, and a sentence on what that is good for."""
 
     teacher: Teacher
     title: str
+    summary: str
 
 
 def toon(photo: Frame) -> Frame:
@@ -33,7 +34,7 @@ def toon(photo: Frame) -> Frame:
     lab = to_lab(with_standard_contrast(photo))
     detail = guards.detail(luminance_of(lab))
     smooth = bilateral(lab)
-    lines = ink(luminance_of(smooth))
+    lines = contour_lines(luminance_of(smooth))
     flat = 0.85 * flattened(smooth, 0.007) + 0.15 * smooth
     lab = mixed(flat, lab, detail)
     luminance = luminance_of(lab)
@@ -54,7 +55,8 @@ def cel(photo: Frame) -> Frame:
 
     in_focus = guards.sharp_contours(smooth / 100)
     lines = np.maximum(
-        outlines(flat, 16, 34) * (1 - 0.9 * guards.texture(flat / 100)), ink(luminance_of(smooth), 1.4, 0.6, 0.6)
+        outlines(flat, 16, 34) * (1 - 0.9 * guards.texture(flat / 100)),
+        contour_lines(luminance_of(smooth), 1.4, 0.6, 0.6),
     )
     lines = np.asarray(lines * in_focus * (1 - 0.35 * skin), np.float32)
 
@@ -73,7 +75,7 @@ def brush(photo: Frame) -> Frame:
     detail = 0.6 * guards.detail(luminance_of(lab))
     skin = blurred(skin_likeness(lab), 4)
     strokes = to_lab(along_contours(kuwahara(kuwahara(photo_rgb, 11), 7), 4.0))
-    lines = ink(luminance_of(strokes), 1.2, 0.5, 0.8) * guards.sharp_contours(strokes / 100)
+    lines = contour_lines(luminance_of(strokes), 1.2, 0.5, 0.8) * guards.sharp_contours(strokes / 100)
     painted = mixed(strokes, lab, detail)
     luminance = luminance_of(painted)
     luminance = 0.4 * luminance + 0.6 * quantised(luminance, 7)
@@ -86,7 +88,7 @@ def brush(photo: Frame) -> Frame:
     return to_frame(inked(to_rgb(painted), lines, 0.5))
 
 
-def ink_wash(photo: Frame) -> Frame:
+def ink(photo: Frame) -> Frame:
     """Returns a page of manga: black lines, and two greys on white paper."""
     photo_rgb = with_standard_contrast(photo)
     lab = to_lab(photo_rgb)
@@ -95,7 +97,7 @@ def ink_wash(photo: Frame) -> Frame:
     smooth = to_lab(along_contours(kuwahara(photo_rgb, 4), 2.0))
     contours = guards.sharp_contours(smooth / 100) * (1 - 0.7 * guards.texture(smooth / 100))
     flat = flattened(smooth, 0.02)
-    lines = np.maximum(ink(luminance_of(smooth), 1.2, 0.45, 0.5), outlines(flat, 16, 34)) * contours
+    lines = np.maximum(contour_lines(luminance_of(smooth), 1.2, 0.45, 0.5), outlines(flat, 16, 34)) * contours
     tone = luminance_of(flat)
     paper = (
         0.12
@@ -115,9 +117,13 @@ def to_frame(rgb: RgbImage) -> Frame:
 
 RECIPES: Mapping[str, Recipe] = MappingProxyType(
     {
-        "toon": Recipe(toon, "Toon"),
-        "cel": Recipe(cel, "Cel"),
-        "brush": Recipe(brush, "Brush"),
-        "ink": Recipe(ink_wash, "Ink"),
+        "toon": Recipe(toon, "Toon", "Mild and true to the photograph: flat colours, clean contours, lifted shadows."),
+        "cel": Recipe(
+            cel, "Cel", "Like a frame of an animation: flat, bright colour and dark outlines; people above all."
+        ),
+        "brush": Recipe(
+            brush, "Brush", "Like an anime background: brush strokes and luminous light; landscapes and skies."
+        ),
+        "ink": Recipe(ink, "Ink", "Like a page of manga: black lines and two greys on white paper."),
     }
 )
