@@ -42,7 +42,7 @@ from training.likeness import painting_loss, scores
 from training.photographs import contact_sheet, find_photos, open_photo, to_batch, to_frame
 from training.teachers.recipes import RECIPES, Recipe
 
-VALIDATION_INTERVAL = 200  # steps
+VALIDATION_INTERVAL = 100  # steps
 EMA_DECAY = 0.995  # of the exponential moving average of the weights
 # `align` stretches the image by some 3 pixels across its width, and the student cannot know where in the image it is:
 # its contours become soft or doubled. `tf` leaves every pixel in its place.

@@ -10,7 +10,7 @@ from training.teachers.lines import contour_lines
 from training.teachers.planes import Plane, RgbImage, coherence, to_lab
 from training.teachers.recipes import RECIPES
 from training.teachers.smoothing import kuwahara
-from training.teachers.tones import quantised, with_standard_contrast
+from training.teachers.tones import bright_tone, quantised, with_standard_contrast
 
 
 @pytest.mark.parametrize("name", RECIPES)
@@ -128,3 +128,29 @@ def test_skin_is_told_by_its_colour(rgb: tuple[int, int, int], is_skin: bool) ->
     image: RgbImage = np.full((1, 1, 3), rgb, np.float32) / np.float32(255)
     likeness = skin_likeness(to_lab(image))[0, 0]
     assert likeness > 0.7 if is_skin else likeness < 0.1
+
+
+def test_nearly_grey_stays_so_where_that_is_wished() -> None:
+    lab = np.full((1, 2, 3), 50, np.float32)
+    lab[0, :, 1:] = [[2, 0], [30, 0]]
+    wished, plain = saturated(lab, 2, neutral=14)[0, :, 1], saturated(lab, 2)[0, :, 1]
+    assert wished[0] == pytest.approx(2, abs=0.01)
+    assert plain[0] > 3.9
+    assert wished[1] == plain[1] > 50
+
+
+def test_eyes_of_a_face_are_features_and_spots_elsewhere_are_not() -> None:
+    luminance = np.full((96, 96), 0.6, np.float32)
+    cv2.circle(luminance, (48, 48), 3, 0.1, -1)
+    everywhere, nowhere = (np.full((96, 96), share, np.float32) for share in (1, 0))
+    features = guards.features(luminance, everywhere)
+    assert features[48, 48] > 0.9
+    assert features[10, 10] < 0.05
+    assert guards.features(luminance, nowhere).max() == 0
+
+
+def test_bright_tone_keeps_black_and_white_and_lifts_the_middle() -> None:
+    tones = bright_tone(np.array([[0.0, 0.1, 0.5, 1.0]], np.float32))[0]
+    assert tones[:2].tolist() == [0, 0]
+    assert 0.55 < tones[2] < 0.65
+    assert tones[3] == pytest.approx(1)

@@ -12,19 +12,27 @@ def with_luminance(lab: LabImage, luminance: Plane) -> LabImage:
     return np.dstack([100 * luminance, lab[..., 1:]]).astype(np.float32)
 
 
-def saturated(lab: LabImage, gain: float, limit: float = CHROMA_LIMIT) -> LabImage:
-    """Returns the image with chroma times `gain` where it is low, and below `limit` everywhere."""
+def saturated(lab: LabImage, gain: float, limit: float = CHROMA_LIMIT, neutral: float = 0) -> LabImage:
+    """Returns the image with chroma times `gain` where it is low, and below `limit` everywhere.
+
+    Args:
+        lab: the image.
+        gain: factor of the chroma.
+        limit: that no chroma exceeds.
+        neutral: chroma below which the gain fades away: else teeth become yellow, and walls take a cast.
+    """
     chroma = np.hypot(lab[..., 1], lab[..., 2]) + 1e-6
-    factor = limit * np.tanh(gain * chroma / limit) / chroma
+    gains = 1 + (gain - 1) * smoothstep(chroma, 0.2 * neutral, neutral) if neutral else gain
+    factor = limit * np.tanh(gains * chroma / limit) / chroma
     return np.dstack([lab[..., 0], lab[..., 1] * factor, lab[..., 2] * factor]).astype(np.float32)
 
 
-def split_toned(lab: LabImage, warmth: float, pivot: float = 0.55) -> LabImage:
-    """Returns the image with lights warmer and shadows cooler, by up to half of `warmth` in units of Lab."""
+def split_toned(lab: LabImage, yellow: float, red: float = 0, pivot: float = 0.55) -> LabImage:
+    """Returns the image with lights warmer and shadows cooler: up to half of `yellow` and `red` in b and a of Lab."""
     toned = lab.copy()
     light = luminance_of(lab) - pivot
-    toned[..., 1] += 0.3 * warmth * light
-    toned[..., 2] += warmth * light
+    toned[..., 1] += red * light
+    toned[..., 2] += yellow * light
     return toned
 
 
@@ -37,9 +45,9 @@ def fresh_skin(lab: LabImage, skin: Plane, brightness: float = 0.85) -> LabImage
         brightness: exponent of the luminance of skin.
     """
     a, b = lab[..., 1], lab[..., 2]
-    chroma = np.minimum(np.hypot(a, b), 46 * np.tanh(np.hypot(a, b) / 46) + 2)
+    chroma = 40 * np.tanh(np.hypot(a, b) / 40)
     hue = np.arctan2(b, a)
-    rosy = np.radians(48) + 0.45 * (hue - np.radians(48))
+    rosy = np.radians(54) + 0.45 * (hue - np.radians(54))
     fresh = np.dstack([100 * luminance_of(lab) ** brightness, chroma * np.cos(rosy), chroma * np.sin(rosy)])
     return mixed(lab, fresh.astype(np.float32), skin)
 

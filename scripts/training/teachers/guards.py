@@ -42,3 +42,13 @@ def texture(image: Floats) -> Plane:
 def calm(luminance: Plane) -> Plane:
     """Returns where there is nothing but soft shading, such as in a sky: steps of tone would be seen as bands there."""
     return np.asarray(1 - smoothstep(blurred(gradient_strength(luminance, 2.0), 6), 0.002, 0.007), np.float32)
+
+
+def features(luminance: Plane, skin: Plane) -> Plane:
+    """Returns where the features of a face are, the smaller the surer: fine contrast within skin.
+
+    Flattening would merge the eyes of a small face with its brows, and outlines would draw a beard.
+    """
+    fine = np.abs(luminance - blurred(luminance, 2))
+    strength = blurred(fine, 1.5) / (0.12 + 0.88 * blurred(luminance, 6))
+    return smoothstep(strength, 0.02, 0.06) * smoothstep(blurred(skin, 5), 0.3, 0.6)

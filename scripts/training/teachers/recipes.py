@@ -16,9 +16,11 @@ from training.teachers.flattening import flattened
 from training.teachers.lines import contour_lines, inked, outlines
 from training.teachers.planes import RgbImage, blurred, luminance_of, mixed, smoothstep, to_lab, to_rgb
 from training.teachers.smoothing import along_contours, bilateral, kuwahara
-from training.teachers.tones import quantised, with_standard_contrast
+from training.teachers.tones import bright_tone, quantised, with_standard_contrast
 
 Teacher = Callable[[Frame], Frame]
+
+NEUTRAL = 14  # chroma in units of Lab
 
 
 class Recipe(NamedTuple):
@@ -48,24 +50,26 @@ def cel(photo: Frame) -> Frame:
     photo_rgb = with_standard_contrast(photo)
     lab = to_lab(photo_rgb)
     luminance = luminance_of(lab)
-    detail = 0.85 * guards.detail(luminance)
     skin = blurred(skin_likeness(lab), 4)
+    features = guards.features(luminance, skin)
+    detail = np.maximum(0.85 * guards.detail(luminance), 0.8 * features)
     smooth = bilateral(to_lab(along_contours(kuwahara(photo_rgb, 4), 2.0)), 2, 10)
     flat = flattened(smooth, 0.014)
 
-    in_focus = guards.sharp_contours(smooth / 100)
     lines = np.maximum(
-        outlines(flat, 16, 34) * (1 - 0.9 * guards.texture(flat / 100)),
-        contour_lines(luminance_of(smooth), 1.4, 0.6, 0.6),
+        outlines(flat, 12, 26, 1.3) * (1 - 0.9 * guards.texture(flat / 100)),
+        contour_lines(luminance_of(smooth), 1.4, 0.55, 0.5),
     )
-    lines = np.asarray(lines * in_focus * (1 - 0.35 * skin), np.float32)
+    lines = (
+        lines * guards.sharp_contours(smooth / 100) * (1 - 0.3 * skin) * (1 - np.maximum(0.8 * features, 0.5 * detail))
+    )
 
-    tone = luminance_of(flat) ** 0.8
-    tone = mixed(tone, quantised(tone, 5, 6.0), 0.9 * (1 - guards.calm(luminance)))
-    painted = saturated(with_luminance(flat, 0.06 + 0.94 * tone), 1.9, 96)
-    original = saturated(with_luminance(lab, 0.06 + 0.94 * luminance**0.8), 1.5, 96)
-    painted = fresh_skin(split_toned(mixed(painted, original, detail), 10), skin)
-    return to_frame(inked(to_rgb(painted), lines, 0.88))
+    tone = bright_tone(luminance_of(flat))
+    tone = mixed(tone, quantised(tone, 4, 6.0), 0.9 * (1 - guards.calm(luminance)))
+    painted = saturated(with_luminance(flat, tone), 2.1, 100, NEUTRAL)
+    original = saturated(with_luminance(lab, bright_tone(luminance)), 1.5, 96, NEUTRAL)
+    painted = fresh_skin(split_toned(mixed(painted, original, detail), 10, 3), skin)
+    return to_frame(inked(to_rgb(painted), lines, 0.92))
 
 
 def brush(photo: Frame) -> Frame:
@@ -83,8 +87,8 @@ def brush(photo: Frame) -> Frame:
     luminance = (0.07 + 0.93 * luminance) ** 0.62
     luminance = luminance + 0.3 * sky * (1 - luminance)
     painted = with_luminance(painted, luminance)
-    painted = mixed(saturated(painted, 1.7, 96), saturated(painted, 2.0, 96), sky)
-    painted = fresh_skin(split_toned(painted, 40), skin)
+    painted = mixed(saturated(painted, 1.7, 96, NEUTRAL), saturated(painted, 2.0, 96, NEUTRAL), sky)
+    painted = fresh_skin(split_toned(painted, 40, 12), skin)
     return to_frame(inked(to_rgb(painted), lines, 0.5))
 
 
@@ -97,7 +101,7 @@ def ink(photo: Frame) -> Frame:
     smooth = to_lab(along_contours(kuwahara(photo_rgb, 4), 2.0))
     contours = guards.sharp_contours(smooth / 100) * (1 - 0.7 * guards.texture(smooth / 100))
     flat = flattened(smooth, 0.02)
-    lines = np.maximum(contour_lines(luminance_of(smooth), 1.2, 0.45, 0.5), outlines(flat, 16, 34)) * contours
+    lines = np.maximum(contour_lines(luminance_of(smooth), 1.2, 0.45, 0.5), outlines(flat, 12, 26, 1.3)) * contours
     tone = luminance_of(flat)
     paper = (
         0.12

@@ -27,3 +27,11 @@ def quantised(luminance: Plane, steps: int, steepness: float = 3.0) -> Plane:
     """
     centre = (np.clip(np.floor(luminance * steps), 0, steps - 1) + 0.5) / steps
     return np.asarray(centre + np.tanh((luminance - centre) * steps * steepness) / (2 * steps), np.float32)
+
+
+def bright_tone(luminance: Plane, black: float = 0.1, gamma: float = 0.65) -> Plane:
+    """Returns the luminance brightened in the middle, with a black point.
+
+    At the standard contrast the black of a night is no darker than 0.17. Lifted further, it would become grey.
+    """
+    return np.asarray(np.clip((luminance - black) / (1 - black), 0, 1) ** gamma, np.float32)
