@@ -39,12 +39,13 @@ class JobDesk:
             painted; 0 if it has not.
 
     Attributes:
+        settings: of jobs.
         news: what happens to jobs, for those who watch.
         paintings: that may be used again.
     """
 
     def __init__(self, settings: JobsSettings, rate: Callable[[], float] = lambda: 0.0) -> None:
-        self._settings = settings
+        self.settings = settings
         self._rate = rate
         self._threads = StoreThreads(lambda: open_store(settings))
         self.news = News(self._threads, lambda store: store.reader)
@@ -63,7 +64,7 @@ class JobDesk:
         Raises:
             BadOption: if this service does not call it.
         """
-        return check_callback_url(url, self._settings.webhooks)
+        return check_callback_url(url, self.settings.webhooks)
 
     async def submit(self, client: str, new: Sequence[NewJob], key: str | None = None) -> list[JobReport]:
         """Stores photographs and queues their jobs. When it returns, all of them are on the disk.

@@ -6,7 +6,7 @@ from typing import Literal, Protocol
 from serve_app.frames import Client, EncodedImage, StylizeRequest
 from serve_app.jobs.news import News
 from serve_app.jobs.words import Job, JobReport, NewJob
-from serve_app.settings import IngressSettings
+from serve_app.settings import IngressSettings, JobsSettings
 from serve_app.styles.catalogue import InstalledStyle, Style
 from serve_app.web.events import Streams
 from serve_app.web.keys import Keys
@@ -28,6 +28,10 @@ class Jobs(Protocol):
     Every method raises StoreUnavailable if the store of jobs cannot be reached, and those that take an id UnknownJob or
     Gone if there is no such job any more.
     """
+
+    @property
+    def settings(self) -> JobsSettings:
+        """Of jobs."""
 
     def check_callback_url(self, url: str) -> str:
         """Returns a URL that the end of a job may be sent to, as it will be called.

@@ -5,7 +5,8 @@ import math
 from serve_app.errors import Cancelled
 from serve_app.frames import Receipt, Size
 from serve_app.jobs.words import Job, JobReport, Status
-from serve_app.web.schemas import JobInfo, JobLinks, Problem, ReceiptInfo, SizeInfo
+from serve_app.settings import JobsSettings
+from serve_app.web.schemas import JobInfo, JobLinks, JobTerms, Problem, ReceiptInfo, SizeInfo
 
 POLL_S = (1, 30)  # bounds of the time after which a client is asked to look again
 UNKNOWN_ETA_S = 2.0
@@ -82,6 +83,12 @@ def receipt_info(receipt: Receipt) -> ReceiptInfo:
 def size_info(size: Size) -> SizeInfo:
     """Returns a size as members of JSON."""
     return SizeInfo(width=size.width, height=size.height)
+
+
+def job_terms(settings: JobsSettings) -> JobTerms:
+    """Returns how long jobs keep what, as the expiry of jobs has it."""
+    keep_photos_for_s = min(settings.keep_photos_for_s, settings.keep_for_s)
+    return JobTerms(keep_for_s=settings.keep_for_s, keep_photos_for_s=keep_photos_for_s)
 
 
 def poll_after_s(report: JobReport) -> int | None:

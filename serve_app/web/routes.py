@@ -3,16 +3,14 @@
 import importlib.metadata
 import re
 from dataclasses import replace
-from pathlib import Path
 from typing import Annotated
 
 from fastapi import Depends, FastAPI, Query, Request
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import FileResponse, Response
+from fastapi.responses import Response
 from fastapi_offline import FastAPIOffline
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
-from starlette.staticfiles import StaticFiles
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from serve_app.errors import DeadlineExceeded, NotReady, RequestError
@@ -23,6 +21,7 @@ from serve_app.web.conditions import read_condition
 from serve_app.web.guard import WAITED
 from serve_app.web.job_routes import add_job_routes, stylize_as_job
 from serve_app.web.options import read_photograph
+from serve_app.web.page_routes import add_page_routes
 from serve_app.web.pipeline import Pipeline
 from serve_app.web.preferences import read_preference
 from serve_app.web.problems import (
@@ -49,8 +48,6 @@ from serve_app.web.schemas import (
     problems,
 )
 from serve_app.web.style_routes import add_style_routes
-
-PAGE = Path(__file__).parent / "page"
 
 
 def create_app(pipeline: Pipeline) -> FastAPI:
@@ -107,13 +104,9 @@ def create_app(pipeline: Pipeline) -> FastAPI:
             raise NotReady("No model replica has painted its warm-up picture yet; try again shortly.", retry_after_s=2)
         return Readiness(status="ok", jobs="off" if pipeline.jobs is None else await pipeline.jobs.state())
 
-    @app.get("/", include_in_schema=False)
-    async def page() -> FileResponse:
-        return FileResponse(PAGE / "index.html", headers={"Cache-Control": "no-cache"})
-
-    for path, endpoint in (("/", page), ("/livez", livez), ("/readyz", readyz)):  # health checkers ask by HEAD
+    for path, endpoint in (("/livez", livez), ("/readyz", readyz)):  # health checkers ask by HEAD
         app.add_api_route(path, endpoint, methods=["HEAD"], include_in_schema=False)
-    app.mount("/samples", StaticFiles(directory=PAGE / "samples"))
+    add_page_routes(app)
     describe_problems(app)
     return app
 

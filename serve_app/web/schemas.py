@@ -76,12 +76,20 @@ class StyleInfo(BaseModel):
     thumbnail: str | None = Field(None, description="Address of a small sample painting, where there is one.")
 
 
+class JobTerms(BaseModel):
+    """How long jobs keep what."""
+
+    keep_for_s: float = Field(description="Seconds for which a painting is kept after the end of its job.")
+    keep_photos_for_s: float = Field(description="Seconds for which its photograph is kept then.")
+
+
 class StyleList(BaseModel):
     """All styles, and the limits that a client needs before it uploads."""
 
     styles: list[StyleInfo]
     max_side: int = Field(description="Larger photographs are fitted to this longer side, in pixels.")
     max_bytes: int = Field(description="Of one upload.")
+    jobs: JobTerms | None = Field(description="null where jobs are switched off.")
 
 
 class Status(BaseModel):

@@ -9,6 +9,7 @@ from serve_app.styles.catalogue import InstalledStyle, Style, find_style
 from serve_app.web.conditions import entity_tag, read_condition
 from serve_app.web.job_routes import root_path
 from serve_app.web.pipeline import Pipeline
+from serve_app.web.receipts import job_terms
 from serve_app.web.reuse import not_modified
 from serve_app.web.schemas import IF_NONE_MATCH, NOT_MODIFIED, THUMBNAIL, StyleInfo, StyleList, problems
 
@@ -64,7 +65,12 @@ def list_styles(pipeline: Pipeline, root_path: str) -> StyleList:
         for style in listed.values()
     ]
     infos.sort(key=lambda info: (not info.default, not info.installed, info.name))
-    return StyleList(styles=infos, max_side=pipeline.settings.max_side, max_bytes=pipeline.settings.max_bytes)
+    return StyleList(
+        styles=infos,
+        max_side=pipeline.settings.max_side,
+        max_bytes=pipeline.settings.max_bytes,
+        jobs=None if pipeline.jobs is None else job_terms(pipeline.jobs.settings),
+    )
 
 
 def thumbnail_address(style: Style, root_path: str) -> str | None:

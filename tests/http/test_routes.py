@@ -289,21 +289,13 @@ def test_styles_are_listed_with_licences_default_first() -> None:
         ("papaya", "non-commercial", True, False),
         ("mango", "MIT", False, False),
     ]
-    assert (listed["max_side"], listed["max_bytes"]) == (1024, 32 * 2**20)
+    assert (listed["max_side"], listed["max_bytes"], listed["jobs"]) == (1024, 32 * 2**20, None)
 
 
 def test_docs_load_nothing_from_elsewhere() -> None:
     page = client().get("/docs").text
     assert "https://" not in page
     assert "swagger-ui-bundle.js" in page
-
-
-def test_sample_images_of_the_page_are_served() -> None:
-    for name in ("photo.jpg", "painting.jpg"):
-        answer = client().get(f"/samples/{name}")
-        assert (answer.status_code, answer.headers["Content-Type"]) == (200, "image/jpeg")
-    answer = client().get("/samples/nothing.jpg")
-    assert (answer.status_code, answer.headers["Content-Type"]) == (404, "application/problem+json")
 
 
 @pytest.mark.parametrize("content_type", ["image/jpeg", "multipart/form-data; boundary=x"])

@@ -21,14 +21,15 @@ def guarded(
     site: Site | None = None,
     observer: GuardObserver | None = None,
     news: News | None = None,
+    port: int | None = None,
     **settings: object,
 ) -> Iterator[str]:
-    """Serves an application behind the guard; yields its address."""
+    """Serves an application behind the guard; yields its address. By default on any free port."""
     limits = GuardSettings.model_validate(settings)
     protocol = type("Protocol", (GuardedProtocol,), {"header_timeout_s": limits.header_timeout_s})
     config = uvicorn.Config(
         Guard(app, limits, site, observer, news),
-        port=free_port(),
+        port=port or free_port(),
         http=protocol,
         lifespan="off",
         access_log=False,
