@@ -101,6 +101,7 @@ def test_what_is_no_photo_is_refused_and_not_sent(visit: Visit, data: bytes, rea
 
 
 def test_a_broken_photo_fails_with_the_reason_of_the_service_and_others_do_not(visit: Visit, studio: Studio) -> None:
+    visit.expected = "422"
     whole = saved(photo())
     visit.add(upload(whole[: len(whole) // 2], "broken.jpg"), upload(whole, "whole.jpg"))
     studio.easel.open()

@@ -174,7 +174,8 @@ class Visit:
         """Nothing went to another host, and nothing was logged that was not expected."""
         hosts = {urlsplit(url).netloc for url in self.asked if not url.startswith(("blob:", "data:"))}
         assert hosts <= {urlsplit(self.address).netloc}
-        assert [each for each in self.complaints if not re.search(self.expected, each)] == []
+        unexpected = [each for each in self.complaints if not re.search(self.expected, each)]
+        assert unexpected == [], unexpected
 
     def add(self, *files: FilePayload) -> None:
         """Chooses photographs."""

@@ -54,6 +54,7 @@ function startLanguages() {
 
 function startClock() {
   setInterval(grid.tick, TICK_MS);
+  setInterval(watch.refresh, TICK_MS);
   addEventListener("online", uploads.resume);
   addEventListener("online", () => watch.ask().catch(() => {}));
   document.addEventListener("visibilitychange", () => {

@@ -9,12 +9,14 @@ const MOST = 100; // jobs in one stream, and in one question
 const SOON_MS = 250; // so that an album opens one stream, not fifty
 const ASK_MS = 4000;
 const STREAM_AGAIN_MS = 60_000;
+const OVERDUE_MS = 8000;
 
 let stream = null;
 let followed = new Set();
 let opening = null;
 let asking = null;
 let noStreamUntil = 0;
+let askedAt = 0;
 
 const unfinished = () => album.versions((version) => version.jobId && ["queued", "running"].includes(version.phase));
 const query = (ids) => [...ids].map((id) => `id=${encodeURIComponent(id)}`).join("&");
@@ -38,8 +40,17 @@ function isStale(ids) {
   return heard < ids.length && (followed.size < MOST || heard < MOST / 2);
 }
 
+/** Asks anew for times that have run out: events tell of places, and a time changes without them too. */
+export function refresh() {
+  const now = Date.now();
+  const isOver = ({ eta, etaAt }) => eta === null || eta === undefined || etaAt + 1000 * eta < now;
+  if (now - askedAt < OVERDUE_MS || !unfinished().some(([, version]) => isOver(version))) return;
+  ask().catch(() => {});
+}
+
 /** Asks for all of them now, after a time without a network for example. */
 export async function ask() {
+  askedAt = Date.now();
   const ids = unfinished().map(([, version]) => version.jobId);
   for (let at = 0; at < ids.length; at += MOST) await askFor(ids.slice(at, at + MOST));
 }
