@@ -60,7 +60,8 @@ function makeItem(name, painting, style, title, words) {
   );
   set(button, { type: "button", className: "version" });
   button.dataset.name = name;
-  set(image, { alt: "", hidden: true });
+  image.setAttribute("alt", ""); // the words beside it say it
+  set(image, { hidden: true });
   if (painting) set(image, { src: addressOf(painting), hidden: false });
   else showLook(image, style);
   write(text, title);
@@ -95,7 +96,8 @@ export function showBeside(painted, open) {
     ...painted.map((version) => {
       const [item, button, image, text] = ["li", "button", "img", "span"].map((tag) => document.createElement(tag));
       set(button, { type: "button" });
-      set(image, { src: addressOf(version.painting ?? version.full), alt: "" });
+      image.setAttribute("alt", "");
+      set(image, { src: addressOf(version.painting ?? version.full) });
       write(text, t("besideName", { style: titleOf(version.style), side: version.side }));
       button.append(image, text);
       button.addEventListener("click", () => open(version));
