@@ -2,7 +2,7 @@
  * The photos of this browser, each with its paintings. Views listen here, and the browser keeps what changes.
  *
  * A photo has a version for each style and size that it is painted in. The phase of a version is `waiting` (for its
- * upload), `uploading`, `queued`, `running`, and at the end `done`, `failed`, `refused` (before anything was sent),
+ * upload), `uploading`, `queued`, `running`, and at the end `done`, `failed`, `refused` (it can never be painted),
  * `cancelled` or `gone` (expired or erased at the service).
  */
 
@@ -12,6 +12,15 @@ import * as store from "./store.js";
 const PASSING = new Set(["progress", "position", "eta", "etaAt"]); // not worth writing down
 const UNFINISHED = new Set(["waiting", "uploading", "queued", "running"]);
 const SOON_MS = 30;
+const HOPELESS = new Set([
+  "no-image",
+  "too-many-bytes",
+  "too-many-pixels",
+  "decode-memory",
+  "unsupported-format",
+  "broken-image",
+  "too-small",
+]);
 
 const photos = new Map();
 const files = new Map(); // for as long as the page is open, to paint a photo again that the service has dropped
@@ -20,6 +29,8 @@ let changed = new Set();
 let isPlanned = false;
 
 export const isUnfinished = (version) => UNFINISHED.has(version.phase);
+/** The phase of a version with a problem: whether to try it again is worth it. */
+export const phaseOf = (problem) => (HOPELESS.has(problem?.code) ? "refused" : "failed");
 export const all = () => [...photos.values()];
 export const find = (id) => photos.get(id);
 /** Photos as they are shown: what came last comes first, and what came together keeps its order. */

@@ -72,7 +72,7 @@ function showSummary() {
   const newest = album.all().map(album.newest);
   const done = album.versions((version) => version.phase === "done").length;
   const waiting = newest.filter(album.isUnfinished).length;
-  const failed = newest.filter((version) => version.phase === "failed").length;
+  const failed = newest.filter((version) => ["failed", "refused"].includes(version.phase)).length;
   write(find("photos-title"), t("photos", { count: newest.length }));
   const parts = [waiting && t("stillWaiting", { count: waiting }), failed && t("haveFailed", { count: failed })];
   write(
@@ -81,7 +81,7 @@ function showSummary() {
   );
   set(find("overall"), { hidden: !waiting, value: newest.length ? 1 - waiting / newest.length : 0 });
   set(find("cancel-all"), { hidden: waiting < 2 });
-  set(find("retry-all"), { hidden: failed < 2 });
+  set(find("retry-all"), { hidden: newest.filter((version) => version.phase === "failed").length < 2 });
   set(find("zip"), { hidden: done < 2 });
   set(find("erase-all"), { hidden: waiting > 0 || !newest.length });
   set(find("again-all"), { hidden: waiting > 0 || !others().length });
@@ -96,8 +96,7 @@ function others() {
 }
 
 /** Photos that nothing is being done with. */
-const idle = (versions) =>
-  versions.filter((version) => ["cancelled", "gone", "refused"].includes(version.phase)).length;
+const idle = (versions) => versions.filter((version) => ["cancelled", "gone"].includes(version.phase)).length;
 
 // ---- what a person does
 

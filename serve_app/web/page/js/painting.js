@@ -11,7 +11,6 @@ const PHASES = {
   queued: "queued",
   running: "running",
   succeeded: "done",
-  failed: "failed",
   cancelled: "cancelled",
   expired: "gone",
 };
@@ -24,7 +23,7 @@ export const photoOf = (version) => `v1/jobs/${version.jobId}/photo`;
 
 /** Takes note of a job as the service shows it. */
 export function take(photo, version, job) {
-  const phase = PHASES[job.status] ?? "gone";
+  const phase = job.status === "failed" ? album.phaseOf(job.error) : (PHASES[job.status] ?? "gone");
   const isLate = !album.isUnfinished(version) && version.jobId === job.id && ["queued", "running"].includes(phase);
   if (isLate) return; // an older word that was overtaken
   const changes = { jobId: job.id, phase, position: job.position, eta: job.eta_s, etaAt: Date.now() };
@@ -40,7 +39,7 @@ export function take(photo, version, job) {
 
 /** Has the pictures fetched that a card still lacks. */
 export function fetchPictures(photo, version) {
-  if (!version.jobId || ["gone", "cancelled", "failed"].includes(version.phase)) return;
+  if (!version.jobId || ["gone", "cancelled", "failed", "refused"].includes(version.phase)) return;
   if (version.phase === "done" && !version.painting) plan(version, "painting", () => fetchPainting(photo, version));
   // A kind of photo that this browser cannot draw: the service draws it, as soon as it has it.
   if (!photo.preview && photo.isUndrawable) plan(version, "preview", () => fetchPreview(photo, version));

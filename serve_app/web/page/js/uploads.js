@@ -177,7 +177,7 @@ async function explain(photo, version, error) {
     if (file) album.change(photo, version, { phase: "waiting", source: null, key: album.newId() });
     else album.change(photo, version, { phase: "failed", problem: { code: "photo-gone" } });
   } else {
-    album.change(photo, version, { phase: "failed", problem });
+    album.change(photo, version, { phase: album.phaseOf(problem), problem });
     if (service.jobs) album.handedOver(photo);
   }
 }
