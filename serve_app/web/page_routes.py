@@ -1,6 +1,6 @@
 """The web page: the files of the folder `page`, and the headers under which a browser runs them.
 
-The files are few and small, so they are held in memory, packed by gzip where that helps. Nothing else can be fetched here.
+The files are few and small, so they are held in memory, packed by gzip where that helps. Nothing else is served here.
 """
 
 import base64
@@ -141,7 +141,7 @@ def add_page_routes(app: FastAPI) -> None:
         return answer(request, found, {"Cache-Control": FOR_GOOD if version == page.version else LOOK_AGAIN})
 
 
-def answer(request: Request, file: PageFile, headers: Mapping[str, str]) -> Response:
+def answer(request: Request, file: PageFile, headers: dict[str, str]) -> Response:
     """Returns a file, or says that the browser has it already."""
     headers = COMMON | headers | {"ETag": f"W/{file.tag}"}
     if read_condition(request.headers.getlist("if-none-match")).is_met_by(file.tag):

@@ -79,7 +79,7 @@ def test_all_paintings_are_downloaded_as_a_zip_under_names_that_differ(
 ) -> None:
     studio.easel.open()
     names = ["a.jpg", "a.png", "b.jpg"]
-    visit.add(*[{**file, "name": name} for file, name in zip(album(3), names, strict=True)])
+    visit.add(*[upload(file["buffer"], name) for file, name in zip(album(3), names, strict=True)])
     expect(visit.page.locator("#progress-text")).to_have_text("3 painted")
     with visit.page.expect_download() as download:
         visit.page.get_by_role("button", name="Download all").click()

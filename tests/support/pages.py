@@ -117,13 +117,13 @@ class Studio:
         self._has_jobs = has_jobs
         self._running = ExitStack()
 
-    def start(self, **guard: object) -> None:
+    def start(self) -> None:
         desk = JobDesk(self.bench.settings)
         self._running.callback(desk.close)
         if self._has_jobs:
             self.pipeline.have(desk)
         app = create_app(self.pipeline)
-        self._running.enter_context(guarded(app, port=self.port, news=desk.news if self._has_jobs else None, **guard))
+        self._running.enter_context(guarded(app, port=self.port, news=desk.news if self._has_jobs else None))
 
     def stop(self) -> None:
         self._running.close()
