@@ -101,6 +101,7 @@ def test_queue_survives_a_restart_of_the_service_meanwhile(visit: Visit, studio:
 def test_photos_added_offline_are_sent_when_the_network_is_back(visit: Visit, studio: Studio) -> None:
     visit.expected = GONE
     studio.easel.open()
+    expect(visit.page.get_by_role("radio")).to_have_count(2)  # the service is known
     visit.context.set_offline(True)
     visit.add(*album(2))
     visit.expect_status("photo-1.jpg", "No connection. Goes on by itself.")
@@ -204,6 +205,22 @@ def test_jobs_that_the_service_has_forgotten_are_said_to_be_gone(visit: Visit, s
     visit.expected = "410"
     viewer = visit.view("holiday.jpg")
     expect(viewer.get_by_text("It has expired or was erased.")).to_be_visible()
+    visit.page.keyboard.press("Escape")
+    visit.expect_status("holiday.jpg", "No longer kept by the service")
+
+
+def test_tabs_know_of_each_others_photos(visit: Visit, studio: Studio) -> None:
+    first, second = visit.page, visit.open()
+    expect(second.get_by_role("radio")).to_have_count(2)
+    visit.add(upload())
+    expect(second.get_by_role("heading", name="holiday.jpg")).to_be_visible()
+    studio.easel.open()
+    expect(second.get_by_role("link", name="Download")).to_be_visible()
+    visit.page = second
+    visit.page.get_by_role("button", name="Erase holiday.jpg").click()
+    visit.page.get_by_role("dialog").get_by_role("button", name="Erase").click()
+    expect(first.get_by_role("listitem")).to_have_count(0)
+    assert len(visit.sent) == 1
 
 
 def test_fifty_photos_are_taken_in_and_painted(visit: Visit, studio: Studio) -> None:

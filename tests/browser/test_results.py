@@ -177,10 +177,11 @@ def test_thumbnail_and_summary_of_a_style_are_shown_where_there_are_some(visit: 
     def describe(route: object) -> None:
         answer = route.fetch()  # type: ignore[attr-defined]
         listed = answer.json()
-        listed["styles"][0] |= {"summary": "Good for parrots.", "thumbnail": "page/any/samples/painting-480.webp"}
+        listed["styles"][0] |= {"summary": "Good for parrots.", "thumbnail": "/v1/styles/toon/thumbnail"}
         route.fulfill(json=listed)  # type: ignore[attr-defined]
 
     visit.page.route("**/v1/styles", describe)
+    visit.page.route("**/v1/styles/toon/thumbnail", lambda route: route.fulfill(body=saved(photo(64, 64), "WEBP")))
     visit.page.reload()
     expect(visit.page.get_by_role("radio", name="Toon Good for parrots.")).to_be_checked()
     expect(visit.page.locator(".style img").first).not_to_have_js_property("naturalWidth", 0)

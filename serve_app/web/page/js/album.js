@@ -25,6 +25,7 @@ const HOPELESS = new Set([
 const photos = new Map();
 const files = new Map(); // for as long as the page is open, to paint a photo again that the service has dropped
 const listeners = new Set();
+const otherTabs = new BroadcastChannel(`animegan ${location.pathname}`); // is told of photos that came or went
 let changed = new Set();
 let isPlanned = false;
 
@@ -79,10 +80,26 @@ export function newVersion(style, side, source = null) {
 /** Takes up what the browser has kept. What was on its way is sent again, under the same key. */
 export async function restore() {
   for (const photo of await store.photos()) {
-    for (const version of photo.versions) if (version.phase === "uploading") version.phase = "waiting";
+    for (const version of photo.versions) freshen(version);
     photos.set(photo.id, photo);
     tell(photo);
   }
+  otherTabs.onmessage = ({ data }) => follow(data);
+}
+
+function freshen(version) {
+  if (version.phase === "uploading") version.phase = "waiting";
+  if (version.expiresAt && Date.parse(version.expiresAt) < Date.now()) version.phase = "gone";
+}
+
+/** Takes note of what another tab has done with a photo. */
+async function follow(id) {
+  const kept = await store.photo(id);
+  const known = photos.get(id);
+  if (!kept && known) drop(known);
+  if (!kept || known) return;
+  photos.set(id, kept);
+  tell(kept);
 }
 
 export function add(photo, file) {
@@ -102,7 +119,9 @@ export function addVersion(photo, version) {
 export function change(photo, version, changes) {
   Object.assign(version, changes);
   tell(photo);
-  if (photos.has(photo.id) && Object.keys(changes).some((name) => !PASSING.has(name))) store.save(photo);
+  if (!photos.has(photo.id) || Object.keys(changes).every((name) => PASSING.has(name))) return;
+  const kept = store.save(photo);
+  if (changes.jobId) kept.then(() => otherTabs.postMessage(photo.id));
 }
 
 export function setPreview(photo, preview) {
@@ -118,11 +137,15 @@ export const fileOf = async (photo) => files.get(photo.id) ?? (await store.file(
 export const handedOver = (photo) => store.eraseFile(photo.id);
 
 export function remove(photo) {
+  drop(photo);
+  store.erase(photo.id).then(() => otherTabs.postMessage(photo.id));
+}
+
+function drop(photo) {
   photos.delete(photo.id);
   files.delete(photo.id);
   forget(photo.preview);
   for (const version of photo.versions) for (const each of [version.painting, version.full]) forget(each);
-  store.erase(photo.id);
   tell(photo);
 }
 

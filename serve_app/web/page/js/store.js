@@ -37,6 +37,7 @@ async function use(name, mode, work) {
   }
 }
 
+export const photo = (id) => use(PHOTOS, "readonly", (table) => table.get(id));
 export const photos = async () => (await use(PHOTOS, "readonly", (table) => table.getAll())) ?? [];
 export const save = (photo) => use(PHOTOS, "readwrite", (table) => table.put(photo));
 export const saveFile = (id, file) => use(FILES, "readwrite", (table) => table.put(file, id));

@@ -68,7 +68,7 @@ function describe(card, each) {
 export function showLook(image, each) {
   if (!image || !each?.thumbnail) return;
   image.addEventListener("error", () => (image.hidden = true));
-  image.src = each.thumbnail;
+  image.src = `v1/styles/${each.name}/thumbnail`; // relative, whatever prefix a proxy has taken away
   image.hidden = false;
 }
 

@@ -98,6 +98,7 @@ async function loadPictures(ofPhoto, ofVersion) {
   if (before) showBlob(original, before);
   if (after.reason) write(waiting, problemText(after.reason.problem));
   set(waiting, { hidden: !after.reason });
+  if (["gone", "unknown-job"].includes(after.reason?.code)) album.change(ofPhoto, ofVersion, { phase: "gone" });
 }
 
 /** The photo at the painted size. The page's own file serves as well, if this browser draws it. */
