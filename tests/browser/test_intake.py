@@ -73,6 +73,28 @@ def test_of_a_folder_only_the_photos_are_taken(visit: Visit, tmp_path: Path) -> 
     expect(visit.page.locator("#said")).to_have_text("2 photos added. 1 file was left out: it is no photo.")
 
 
+def test_a_dropped_folder_is_looked_through(visit: Visit, tmp_path: Path) -> None:
+    (tmp_path / "trip" / "later").mkdir(parents=True)
+    for number in range(3):
+        (tmp_path / "trip" / f"{number}.jpg").write_bytes(saved(photo(80 + number, 60)))
+    (tmp_path / "trip" / "later" / "3.jpg").write_bytes(saved(photo(90, 70)))
+    session: Any = visit.context.new_cdp_session(visit.page)
+    carried = {"items": [], "files": [str(tmp_path / "trip")], "dragOperationsMask": 1}
+    for kind in ("dragEnter", "dragOver", "drop"):
+        session.send("Input.dispatchDragEvent", {"type": kind, "x": 300, "y": 300, "data": carried})
+    expect(visit.page.get_by_role("heading", name="4 photos")).to_be_visible()
+    expect(visit.card("3.jpg")).to_be_visible()
+
+
+def test_new_cards_are_in_sight_on_a_telephone(visit: Visit) -> None:
+    visit.page.set_viewport_size({"width": 360, "height": 640})
+    visit.add(*album(6))
+    expect(visit.card("photo-1.jpg")).to_be_in_viewport()
+    visit.page.evaluate("scrollTo(0, document.body.scrollHeight)")
+    visit.add(upload(name="later.jpg"))
+    expect(visit.card("later.jpg")).to_be_in_viewport()
+
+
 class TestSmallUploads:
     @pytest.fixture
     def pipeline(self) -> FakePipeline:

@@ -9,6 +9,7 @@ import { shrink } from "./pictures.js";
 import { chosenSide, chosenStyle } from "./styles.js";
 import { run } from "./uploads.js";
 
+const REVEAL_MS = 150; // by then the cards are there
 const HIDDEN = /^\.|^(thumbs\.db|desktop\.ini)$/i;
 
 /** Makes cards of files. Of a folder, what is no picture is left out and counted. */
@@ -26,7 +27,14 @@ async function takeIn(files, isFolder = false) {
     addPhoto(file, kind, problem, batch, at);
     added += 1;
   }
+  if (added) setTimeout(reveal, REVEAL_MS);
   announce(sentences([added && t("saidAdded", { count: added }), left && t("saidLeftOut", { count: left })]));
+}
+
+/** Scrolls to the new cards, unless one sees them. */
+function reveal() {
+  const { top } = find("grid").getBoundingClientRect();
+  if (top < 0 || top > 0.75 * innerHeight) find("photos").scrollIntoView();
 }
 
 function addPhoto(file, kind, problem, batch, at) {
