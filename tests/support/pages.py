@@ -14,7 +14,7 @@ from edge import guarded
 from fakes import FakePipeline
 from jobstores import Bench, make_settings
 from PIL import Image, ImageDraw, ImageFilter
-from playwright.sync_api import Browser, BrowserContext, FilePayload, Locator, Page, expect
+from playwright.sync_api import Browser, BrowserContext, FileChooser, FilePayload, Locator, Page, expect
 from service import free_port
 from workers import end
 
@@ -150,12 +150,15 @@ class Visit:
         self.asked: list[str] = []
         self.sent: list[str] = []
         self.complaints: list[str] = []
+        self._choosers: list[FileChooser] = []
         self.page = self.open()
 
     def open(self, path: str = "/") -> Page:
         """Opens a tab."""
         page = self.context.new_page()
         page.on("request", self._note)
+        # Early, since the browser takes a while to hand choosers over; a lambda, since playwright marks its listeners.
+        page.on("filechooser", lambda chooser: self._choosers.append(chooser))
         page.on("console", lambda message: self._hear(message.type, message.text))
         page.on("pageerror", lambda error: self._hear("error", str(error)))
         page.goto(path)
@@ -180,6 +183,14 @@ class Visit:
     def add(self, *files: FilePayload) -> None:
         """Chooses photographs."""
         self.page.locator("#files").set_input_files(list(files))
+
+    def choose(self, *files: FilePayload) -> None:
+        """Chooses photographs in the dialog of the system that the page has opened."""
+        for _ in range(100):
+            if self._choosers:
+                break
+            self.page.wait_for_timeout(100)
+        self._choosers.pop().set_files(list(files))
 
     def card(self, name: str) -> Locator:
         """The card of a photograph."""
