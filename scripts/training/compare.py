@@ -9,11 +9,10 @@ and its paintings side by side, in the order of the styles.
 import argparse
 import itertools
 from collections.abc import Sequence
-from pathlib import Path
 
 import numpy as np
 
-from training.judge import save_sheet, style_painter
+from training.judge import add_picture_options, save_sheet, style_painter
 from training.looks import distance
 from training.photographs import find_photos, open_photo, shrink_to_fit
 
@@ -46,13 +45,7 @@ def parse_options(arguments: Sequence[str] | None = None) -> argparse.Namespace:
         "scripts/train compare", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("styles", nargs="+", help="names of installed styles")
-    parser.add_argument("--photos", type=Path, action="append", required=True, help="folder of photographs")
-    parser.add_argument("--side", type=int, default=768, help="longer side of the photographs in pixels (%(default)s)")
-    parser.add_argument("--styles-dir", type=Path, help="folder of styles, besides those that are shipped")
-    parser.add_argument("--sheet", type=Path, help="file for the contact sheet")
-    parser.add_argument(
-        "--sheet-side", type=int, default=768, help="longer side of each image in the sheet, in pixels (%(default)s)"
-    )
+    add_picture_options(parser)
     return parser.parse_args(arguments)
 
 

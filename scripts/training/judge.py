@@ -6,7 +6,7 @@ Prints for each photograph: L1 on [0, 1], SSIM and crispness (the mean gradient 
 teacher's). Then how stable the painting is: the photograph is painted at 0.9 and 1.1 of its size and mirrored, the
 painting is resized or mirrored back, and its L1 distance from the first painting is printed. Then what it looks like,
 as `looks.py` defines it: the distance from the photograph, the shares of pixels in flat areas and in outlines.
-`--sheet` draws the photograph, the teacher's painting and the style's side by side, and those of the styles `--beside`.
+`--sheet` draws the photograph, the teacher's painting and the style's side by side.
 
 To see how different styles look: scripts/train compare STYLE STYLE ... --photos DIR
 """
@@ -37,7 +37,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = parse_options(arguments)
     paint = style_painter(options.style, options.styles_dir)
     teacher = RECIPES[options.recipe].teacher
-    beside = [style_painter(name, options.styles_dir) for name in options.beside]
     rows, results = [], []
     print(f"| photograph | {' | '.join(COLUMNS)} |\n| --- {'| --- ' * len(COLUMNS)}|", flush=True)
     for path in find_photos(options.photos, least=1):
@@ -52,7 +51,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         ]
         results.append(result)
         print(table_row(path.stem, result), flush=True)
-        rows.append(np.hstack([photo, target, painted, *(paint_beside(photo) for paint_beside in beside)]))
+        rows.append(np.hstack([photo, target, painted]))
     print(table_row(f"mean of {len(results)}", np.mean(results, axis=0).tolist()))
     if options.sheet:
         save_sheet(options.sheet, rows, min(1.0, options.sheet_side / options.side))
@@ -64,20 +63,24 @@ def parse_options(arguments: Sequence[str] | None = None) -> argparse.Namespace:
         "scripts/train judge", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("style", help="name of an installed style")
-    parser.add_argument("--photos", type=Path, action="append", required=True, help="folder of photographs")
-    parser.add_argument("--side", type=int, default=768, help="longer side of the photographs in pixels (%(default)s)")
-    parser.add_argument("--styles-dir", type=Path, help="folder of styles, besides the one that is shipped")
     parser.add_argument("--recipe", choices=RECIPES, help="of the teacher; default: the one that has the style's name")
-    parser.add_argument("--beside", nargs="*", default=[], metavar="STYLE", help="more styles for the contact sheet")
-    parser.add_argument("--sheet", type=Path, help="file for the contact sheet")
-    parser.add_argument(
-        "--sheet-side", type=int, default=768, help="longer side of each image in the sheet, in pixels (%(default)s)"
-    )
+    add_picture_options(parser)
     options = parser.parse_args(arguments)
     options.recipe = options.recipe or options.style
     if options.recipe not in RECIPES:
         parser.error(f"no recipe has the name {options.recipe}: choose one with --recipe ({', '.join(RECIPES)})")
     return options
+
+
+def add_picture_options(parser: argparse.ArgumentParser) -> None:
+    """Adds the options on photographs, styles and contact sheets."""
+    parser.add_argument("--photos", type=Path, action="append", required=True, help="folder of photographs")
+    parser.add_argument("--side", type=int, default=768, help="longer side of the photographs in pixels (%(default)s)")
+    parser.add_argument("--styles-dir", type=Path, help="folder of styles, besides those that are shipped")
+    parser.add_argument("--sheet", type=Path, help="file for the contact sheet")
+    parser.add_argument(
+        "--sheet-side", type=int, default=768, help="longer side of each image in the sheet, in pixels (%(default)s)"
+    )
 
 
 def style_painter(name: str, styles_dir: Path | None) -> Paint:

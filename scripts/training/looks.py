@@ -58,4 +58,4 @@ def outline_share(frame: Frame) -> float:
 
 def luminance_of(frame: Frame) -> NDArray[np.float32]:
     """Returns the luminance (Rec. 601), on [0, 1]."""
-    return np.asarray(frame @ np.array([0.299, 0.587, 0.114], np.float32) / 255, np.float32)
+    return np.asarray(cv2.cvtColor(as_floats(frame), cv2.COLOR_RGB2GRAY), np.float32)
