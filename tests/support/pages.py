@@ -32,6 +32,7 @@ FLAGS = [
     "--disable-sync",
 ]
 TIMES = "\N{MULTIPLICATION SIGN}"
+expect.set_options(timeout=15_000)  # other tests use the processor, too
 
 
 def photo(width: int = 400, height: int = 300, hue: int = 0) -> Image.Image:
