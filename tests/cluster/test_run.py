@@ -19,7 +19,7 @@ import requests
 import yaml
 from pictures import photo_bytes
 from service import ANIMEGAN, LOCAL_CONFIG, Service, changed_config, command_line, free_port, running, wait_for
-from shared import ROOT
+from shared import ROOT, SHIPPED_STYLES
 
 from serve_app.web.keys import new_key
 
@@ -158,7 +158,7 @@ def test_missing_style_is_refused_before_anything_starts(tmp_path: Path) -> None
     changed_config(LOCAL_CONFIG, config, Ingress={"user_config": {"default_style": "missing"}})
     outcome = run_to_its_end(config)
     assert outcome.returncode == 1
-    assert "There is no style 'missing' here; installed are: toon." in outcome.stderr
+    assert f"There is no style 'missing' here; installed are: {', '.join(SHIPPED_STYLES)}." in outcome.stderr
     assert "starting" not in outcome.stdout
 
 

@@ -12,7 +12,7 @@ import pytest
 import requests
 from pictures import opened, photo_bytes
 from service import port_answers, running
-from shared import ROOT
+from shared import ROOT, SHIPPED_STYLES
 
 
 @pytest.fixture(scope="module")
@@ -39,9 +39,7 @@ def test_wheel_carries_the_style_the_page_and_the_configs_and_no_pulled_style(wh
     assert len(versions) >= 2
     wanted = (
         "weights/catalogue.toml",
-        "weights/toon.safetensors",
-        "weights/toon.webp",
-        "weights/toon.md",
+        *(f"weights/{name}.{suffix}" for name in SHIPPED_STYLES for suffix in ("safetensors", "webp", "md")),
         "web/page/index.html",
         "web/page/app.webmanifest",
         "web/page/js/main.js",
@@ -56,7 +54,7 @@ def test_wheel_carries_the_style_the_page_and_the_configs_and_no_pulled_style(wh
     assert {f"serve_app/{name}" for name in wanted} <= names
     for suffix in ("safetensors", "webp"):
         styles = [name for name in names if name.startswith("serve_app/weights/") and name.endswith(f".{suffix}")]
-        assert styles == [f"serve_app/weights/toon.{suffix}"]
+        assert sorted(styles) == [f"serve_app/weights/{name}.{suffix}" for name in SHIPPED_STYLES]
 
 
 def test_installed_wheel_paints_with_no_tree_in_sight(wheel: Path, tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ import pytest
 import requests
 from pictures import opened, photo_bytes
 from service import Service, wait_for
-from shared import SHARED, files_of, name_of, needs_shared
+from shared import SHARED, SHIPPED_STYLES, files_of, name_of, needs_shared
 
 TOO_SMALL = {"tiny_1x1_prophoto.png", "tiny_2x2.png"}
 
@@ -274,7 +274,7 @@ def test_service_describes_itself(service: Service) -> None:
     assert get("/livez").json() == {"status": "ok"}
     assert get("/readyz").json() == {"status": "ok", "jobs": "ready"}
     installed = {style["name"]: style["licence"] for style in get("/v1/styles").json()["styles"] if style["installed"]}
-    assert installed == {"toon": "MIT", "second": "test"}
+    assert installed == {**dict.fromkeys(SHIPPED_STYLES, "MIT"), "second": "test"}
     assert "/v1/stylize" in get("/openapi.json").json()["paths"]
     assert "swagger-ui" in get("/docs").text
     assert "<html" in get("/").text

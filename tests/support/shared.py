@@ -1,4 +1,4 @@
-"""The folder of photographs, hostile files and a real checkpoint that lies beside a clone, where there is one."""
+"""What the project ships, and the folder of photographs and hostile files beside a clone, where there is one."""
 
 import os
 from pathlib import Path
@@ -7,6 +7,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 SHARED = Path(os.environ.get("ANIMEGAN_SHARED", ROOT.parent / "shared"))
+SHIPPED_STYLES = ["toon"]
 
 needs_shared = pytest.mark.skipif(
     not SHARED.is_dir(), reason=f"no folder of test photographs at {SHARED} (set ANIMEGAN_SHARED)"

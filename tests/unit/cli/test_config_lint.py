@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 import yaml
-from shared import ROOT
+from shared import ROOT, SHIPPED_STYLES
 
 from serve_app.cli.config_lint import lint
 
@@ -176,7 +176,7 @@ def test_default_style_whose_file_is_damaged_is_named(findings: Findings, styles
     assert findings(PROD) == []
     assert findings(changed((*INGRESS, "user_config", "default_style"), "mine")) == [
         "applications.0.deployments.0.user_config.default_style: The style 'mine' is left out, because its file cannot "
-        "be used; the log says why. Installed are: toon."
+        f"be used; the log says why. Installed are: {', '.join(SHIPPED_STYLES)}."
     ]
 
 

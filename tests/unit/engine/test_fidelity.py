@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from helpers import make_style
+from shared import SHIPPED_STYLES
 from torch import Tensor
 
 from serve_app.engine import fidelity
@@ -14,7 +15,7 @@ from serve_app.engine.checkpoints import load_generator
 from serve_app.engine.fidelity import MOST_DB, measure_psnr, paint, photographs, psnr, with_psnr
 from serve_app.engine.precision import LEAST_PSNR_DB
 from serve_app.engine.streaming import StripGenerator
-from serve_app.styles.catalogue import InstalledStyle, read_installed, shipped_dir
+from serve_app.styles.catalogue import InstalledStyle, installed_styles, read_installed, shipped_dir
 
 BF16 = torch.bfloat16
 
@@ -74,10 +75,12 @@ def test_figure_is_that_of_the_photograph_with_the_largest_error(
 
 
 @pytest.mark.slow
-def test_shipped_style_carries_its_figure_and_bf16_suits_it(toon: InstalledStyle) -> None:
-    assert toon.psnr_bf16 is not None
-    assert toon.psnr_bf16 >= LEAST_PSNR_DB
-    assert measure_psnr(weights_of(toon), toon) == pytest.approx(toon.psnr_bf16, abs=0.3)
+@pytest.mark.parametrize("name", SHIPPED_STYLES)
+def test_shipped_style_carries_its_figure_and_bf16_suits_it(name: str) -> None:
+    style = installed_styles()[name]
+    assert style.psnr_bf16 is not None
+    assert style.psnr_bf16 >= LEAST_PSNR_DB
+    assert measure_psnr(weights_of(style), style) == pytest.approx(style.psnr_bf16, abs=0.3)
 
 
 @pytest.mark.usefixtures("small_photograph")

@@ -9,13 +9,14 @@ import pytest
 import torch
 from helpers import make_style
 from PIL import Image
+from shared import SHIPPED_STYLES
 from torch import Tensor
 
 from serve_app.engine import thumbnails
 from serve_app.engine.checkpoints import load_generator, save_style
 from serve_app.engine.thumbnails import PHOTOGRAPH, save_with_thumbnail, thumbnail_of
 from serve_app.errors import StyleError
-from serve_app.styles.catalogue import InstalledStyle, read_installed, shipped_dir
+from serve_app.styles.catalogue import InstalledStyle, installed_styles, read_installed, shipped_dir
 
 
 @pytest.fixture(scope="module")
@@ -45,11 +46,13 @@ def test_photograph_is_square_and_twice_as_wide_as_a_thumbnail() -> None:
 
 
 @pytest.mark.slow
-def test_shipped_thumbnail_is_the_one_that_is_painted(toon: InstalledStyle) -> None:
-    thumbnail = thumbnail_of(load_generator(toon).state_dict(), toon)
+@pytest.mark.parametrize("name", SHIPPED_STYLES)
+def test_shipped_thumbnail_is_the_one_that_is_painted(name: str) -> None:
+    style = installed_styles()[name]
+    thumbnail = thumbnail_of(load_generator(style).state_dict(), style)
     assert 2_000 < len(thumbnail) < 20_000
-    assert difference(pixels_of(thumbnail), pixels_of(toon.thumbnail)) < 1  # another processor rounds otherwise
-    assert len(toon.thumbnail) < 20_000
+    assert difference(pixels_of(thumbnail), pixels_of(style.thumbnail)) < 1  # another processor rounds otherwise
+    assert len(style.thumbnail) < 20_000
 
 
 @pytest.mark.usefixtures("small_photograph")

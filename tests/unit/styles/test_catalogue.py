@@ -9,6 +9,7 @@ import pytest
 from helpers import make_style
 from pydantic import ValidationError
 from safetensors.numpy import save_file
+from shared import SHIPPED_STYLES
 from torch import Tensor
 
 from serve_app.engine.checkpoints import save_style
@@ -124,7 +125,7 @@ def test_damaged_style_is_left_out_and_named(styles_dir: Path, content: bytes) -
     path = styles_dir / "hurt.safetensors"
     path.write_bytes(content)
     styles = installed_styles()
-    assert list(styles) == ["toon"]
+    assert list(styles) == SHIPPED_STYLES
     ((name, reason),) = styles.left_out
     assert name == "hurt"
     assert reason.startswith(f"{path} is damaged and cannot be read as a style: ")
@@ -163,7 +164,7 @@ def test_what_is_no_file_of_a_style_is_left_out_and_named(
     path = styles_dir / "odd.safetensors"
     make(path)
     styles = installed_styles()
-    assert list(styles) == ["toon"]
+    assert list(styles) == SHIPPED_STYLES
     assert styles.left_out == [("odd", f"{path} {said}")]
 
 
@@ -187,7 +188,7 @@ def test_folder_that_cannot_be_listed_is_said(tmp_path: Path) -> None:
     path = tmp_path / "file"
     path.touch()
     styles = installed_styles(path)
-    assert list(styles) == ["toon"]
+    assert list(styles) == SHIPPED_STYLES
     assert [reason for _, reason in styles.left_out] == [f"{path} cannot be read: Not a directory."]
 
 
@@ -208,11 +209,13 @@ def test_of_two_files_of_one_style_the_one_with_its_name_is_served(
 def test_damaged_local_style_does_not_bring_back_the_shipped_one_of_its_name(styles_dir: Path) -> None:
     (styles_dir / "toon.safetensors").write_bytes(b"damaged")
     styles = installed_styles()
-    assert list(styles) == []
+    others = [name for name in SHIPPED_STYLES if name != "toon"]
+    assert list(styles) == others
     with pytest.raises(UnknownStyle) as caught:
         find_style(styles, "toon")
     assert str(caught.value) == (
-        "The style 'toon' is left out, because its file cannot be used; the log says why. Installed are: none."
+        "The style 'toon' is left out, because its file cannot be used; the log says why. "
+        f"Installed are: {', '.join(others) or 'none'}."
     )
 
 
@@ -222,7 +225,7 @@ def test_names_of_files_need_not_be_utf_8(
     save_style(weights, make_style("mine"), Path(os.fsdecode(os.fsencode(styles_dir) + b"/caf\xe9.safetensors")))
     Path(os.fsdecode(os.fsencode(styles_dir) + b"/\xff.safetensors")).touch()
     styles = installed_styles()
-    assert styles.keys() == {"toon", "mine"}
+    assert styles.keys() == {*SHIPPED_STYLES, "mine"}
     (reason,) = caplog.messages
     assert f"{styles_dir}/\\xff.safetensors is damaged" in reason
     reason.encode()
