@@ -5,12 +5,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from fakes import FakePipeline
+from fakes import FakePipeline, fake_settings
 from pages import Studio, Visit, album, photo, saved, upload
 from playwright.sync_api import Page, expect
 from shared import ROOT
-
-from serve_app.settings import IngressSettings
 
 DROP = """(files) => {
     const carried = new DataTransfer();
@@ -98,7 +96,7 @@ def test_new_cards_are_in_sight_on_a_telephone(visit: Visit) -> None:
 class TestSmallUploads:
     @pytest.fixture
     def pipeline(self) -> FakePipeline:
-        return FakePipeline(IngressSettings(max_bytes=2**20))
+        return FakePipeline(fake_settings(max_bytes=2**20))
 
     def test_a_photo_above_the_limit_is_refused_in_words_and_not_sent(self, visit: Visit) -> None:
         expect(visit.page.locator("#limits")).to_contain_text("up to 1 MB each")

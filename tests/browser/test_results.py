@@ -7,12 +7,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from fakes import FakePipeline
+from fakes import FakePipeline, fake_settings
 from pages import TIMES, Studio, Visit, album, photo, saved, upload
 from PIL import Image
 from playwright.sync_api import expect
-
-from serve_app.settings import IngressSettings
 
 
 def painted(visit: Visit, studio: Studio, size: tuple[int, int] = (400, 300), name: str = "holiday.jpg") -> None:
@@ -111,7 +109,7 @@ def test_receipt_of_a_photo_that_kept_its_size(visit: Visit, studio: Studio) -> 
 class TestLargerSizes:
     @pytest.fixture
     def pipeline(self) -> FakePipeline:
-        return FakePipeline(IngressSettings(max_side=2000))
+        return FakePipeline(fake_settings(max_side=2000))
 
     def test_a_larger_size_is_offered_where_the_service_paints_it(self, visit: Visit, studio: Studio) -> None:
         painted(visit, studio, (1800, 1200))

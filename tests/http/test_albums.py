@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from fakes import fake_settings
 from pictures import opened, photo_bytes
 from shop import ADDRESS, PHOTO, Shop, assert_problem
 from workers import work_off
 
 from serve_app.errors import BrokenImage, StoreUnavailable
-from serve_app.settings import IngressSettings
 from serve_app.web import uploads
 
 
@@ -66,7 +66,7 @@ class TestAlbums:
         assert_problem(shop.http.get(jobs[3]["links"]["image"]), 410, "gone")
 
     def test_one_that_is_too_long_costs_the_others_nothing(self, shop: Shop) -> None:
-        shop.pipeline.settings = IngressSettings(max_bytes=len(PHOTOS[0]) + 10)
+        shop.pipeline.settings = fake_settings(max_bytes=len(PHOTOS[0]) + 10)
         jobs = shop.http.post("/v1/jobs", files=form(PHOTOS[0], PHOTOS[0] + bytes(100))).json()["jobs"]
         assert [job["error"] and job["error"]["code"] for job in jobs] == [None, "too-many-bytes"]
 
@@ -100,7 +100,7 @@ class TestAlbums:
     def test_a_form_has_bounds(self, shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(uploads, "MOST_PHOTOS", 3)
         assert_problem(shop.http.post("/v1/jobs", files=form(*PHOTOS)), 400, "bad-option")
-        shop.pipeline.settings = IngressSettings(max_form_bytes=sum(map(len, PHOTOS[:3])) // 2)
+        shop.pipeline.settings = fake_settings(max_form_bytes=sum(map(len, PHOTOS[:3])) // 2)
         assert_problem(shop.http.post("/v1/jobs", files=form(*PHOTOS[:3])), 413, "too-many-bytes")
         assert shop.bench.unfinished() == 0
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from fakes import FakePipeline
+from fakes import FakePipeline, fake_settings
 from httpx2 import Response
 from jobstores import make_settings, painting
 from pictures import opened, photo_bytes
@@ -21,7 +21,7 @@ from serve_app.errors import BrokenImage
 from serve_app.jobs.desk import JobDesk
 from serve_app.jobs.store import JobStore
 from serve_app.jobs.words import Job
-from serve_app.settings import IngressSettings, WebhookSettings
+from serve_app.settings import WebhookSettings
 from serve_app.web.keys import KeyRing, parse_keys
 from serve_app.web.routes import create_app
 
@@ -119,7 +119,7 @@ class TestSubmitting:
         assert not shop.bench.files() - {"owner"}
 
     def test_limits_of_bytes_and_pixels_hold(self, make_shop: MakeShop) -> None:
-        shop = make_shop(pipeline=FakePipeline(IngressSettings(max_bytes=len(PHOTO)), max_pixels=60 * 80))
+        shop = make_shop(pipeline=FakePipeline(fake_settings(max_bytes=len(PHOTO)), max_pixels=60 * 80))
         shop.submit()
         assert_problem(shop.http.post("/v1/jobs", content=PHOTO + b"."), 413, "too-many-bytes")
         assert_problem(shop.http.post("/v1/jobs", content=photo_bytes(61, 80, "GIF")), 413, "too-many-pixels")
@@ -161,7 +161,7 @@ class TestIdempotency:
 
     def test_it_stays_the_same_when_the_settings_have_changed(self, shop: Shop) -> None:
         first = shop.submit(idempotency_key="one")
-        shop.pipeline.settings = IngressSettings(timeout_s=7)
+        shop.pipeline.settings = fake_settings(timeout_s=7)
         assert shop.submit(idempotency_key="one")["id"] == first["id"]
 
     @pytest.mark.parametrize(("query", "photo"), [("?max_side=64", PHOTO), ("", photo_bytes(60, 80, seed=1))])
@@ -375,7 +375,7 @@ class TestPreferences:
         assert (answer.status_code, answer.json()["status"]) == (202, "queued")
 
     def test_a_client_waits_no_longer_than_any_may(self, make_shop: MakeShop) -> None:
-        shop = make_shop(pipeline=FakePipeline(IngressSettings(timeout_s=0.2)))
+        shop = make_shop(pipeline=FakePipeline(fake_settings(timeout_s=0.2)))
         answer = shop.http.post("/v1/stylize", content=PHOTO, headers={"Prefer": "wait=999999999"})
         assert answer.status_code == 202
 

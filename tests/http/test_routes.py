@@ -4,7 +4,7 @@ import asyncio
 from typing import Any
 
 import pytest
-from fakes import FakePipeline
+from fakes import FakePipeline, fake_settings
 from httpx2 import Response
 from pictures import opened, photo_bytes
 from PIL import Image
@@ -13,7 +13,6 @@ from starlette.types import Message
 
 from serve_app.errors import OutOfMemory, TooBusy
 from serve_app.frames import Client
-from serve_app.settings import IngressSettings
 from serve_app.web.routes import create_app
 
 PHOTO = photo_bytes(60, 80)
@@ -190,14 +189,14 @@ def test_malformed_form_is_refused() -> None:
 
 @pytest.mark.parametrize("as_form", [False, True])
 def test_too_many_bytes_are_refused(as_form: bool) -> None:
-    settings = IngressSettings(max_bytes=1000)
+    settings = fake_settings(max_bytes=1000)
     upload: dict[str, Any] = {"files": {"image": PHOTO}} if as_form else {"content": PHOTO}
     answer = client(settings=settings).post("/v1/stylize", **upload)
     assert (answer.status_code, answer.json()["code"], answer.json()["limit"]) == (413, "too-many-bytes", 1000)
 
 
 def test_an_upload_without_a_length_is_cut_off_at_the_limit() -> None:
-    pipeline = FakePipeline(settings=IngressSettings(max_bytes=5000))
+    pipeline = FakePipeline(settings=fake_settings(max_bytes=5000))
     received = 0
 
     async def receive() -> Message:
@@ -241,7 +240,7 @@ def test_refusal_by_a_full_queue_states_the_limit_and_the_position() -> None:
 
 
 def test_time_that_an_image_may_take_is_the_requests_up_to_the_setting() -> None:
-    pipeline = FakePipeline(IngressSettings(timeout_s=20))
+    pipeline = FakePipeline(fake_settings(timeout_s=20))
     http = TestClient(create_app(pipeline))
     for query in ("", "?timeout_s=2.5"):
         assert http.post(f"/v1/stylize{query}", content=PHOTO).status_code == 200
@@ -253,7 +252,7 @@ def test_time_that_an_image_may_take_is_the_requests_up_to_the_setting() -> None
 
 def test_client_is_known_through_trusted_proxies_alone() -> None:
     for trusted, known in (([], "192.0.2.1"), (["192.0.2.0/24"], "198.51.100.7")):
-        pipeline = FakePipeline(IngressSettings.model_validate({"trusted_proxies": trusted}))
+        pipeline = FakePipeline(fake_settings(trusted_proxies=trusted))
         http = TestClient(create_app(pipeline), client=("192.0.2.1", 50000))
         http.post("/v1/stylize", content=PHOTO, headers={"X-Forwarded-For": "203.0.113.9, 198.51.100.7"})
         assert pipeline.clients == [Client(known)]

@@ -3,6 +3,7 @@
 import asyncio
 import threading
 from pathlib import Path
+from typing import Any
 
 from serve_app.frames import Client, EncodedImage, ImageFormat, Receipt, StylizeRequest
 from serve_app.images.decode import decode
@@ -15,6 +16,11 @@ from serve_app.styles.catalogue import InstalledStyle, Style
 from serve_app.web.events import Streams
 from serve_app.web.keys import Keys, KeysOff
 from serve_app.web.pipeline import Jobs
+
+
+def fake_settings(**changes: Any) -> IngressSettings:
+    """Settings whose default style a `FakePipeline` has."""
+    return IngressSettings(**{"default_style": "toon", **changes})
 
 
 class FakePipeline:
@@ -40,7 +46,7 @@ class FakePipeline:
         keys: Keys | None = None,
         jobs: Jobs | None = None,
     ) -> None:
-        self.settings = settings or IngressSettings()
+        self.settings = settings or fake_settings()
         self.keys: Keys = keys or KeysOff()
         self.jobs: Jobs | None = None
         self.streams: Streams | None = None
