@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from serve_app.cli.jobs import add_jobs_parser, default_config
+from serve_app.cli.plan import add_plan_parser
 from serve_app.errors import AnimeganError, StyleError
 from serve_app.styles.catalogue import (
     STYLES_DIR_VARIABLE,
@@ -91,6 +92,7 @@ def parse_arguments() -> argparse.Namespace:
     new.add_argument("--share", type=float, help="the part of the queue that NAME may hold, 0.5 for example")
     new.set_defaults(command=make_key)
 
+    add_plan_parser(commands)
     add_jobs_parser(commands)
 
     export = commands.add_parser("export", help="write a style for another runtime")
