@@ -21,13 +21,14 @@ from ray import serve
 from ray.serve.context import _get_global_client
 from ray.serve.schema import ServeDeploySchema
 
-from serve_app.cli.config_lint import load_config
+from serve_app.cli.config_lint import MAX_PORT, load_config
 from serve_app.cli.local_cluster.environment import ray_environment
 from serve_app.deployments.proxy import CONFIG_VARIABLE
 from serve_app.errors import AnimeganError, SettingsError
 from serve_app.settings import IngressSettings, load_settings
 from serve_app.web.keys import load_keys
 
+METRICS_PORT_VARIABLE = "ANIMEGAN_METRICS_PORT"
 POLL_S = 0.5
 READY_TIMEOUT_S = 300
 SERVE_NAMESPACE = "serve"  # the namespace that `serve run` uses
@@ -98,6 +99,7 @@ def start(config: Path, ray_folder: Path, dashboard: bool = False) -> None:
             namespace=SERVE_NAMESPACE,
             include_dashboard=dashboard,
             logging_level=logging.WARNING,
+            _metrics_export_port=metrics_port(),
             _temp_dir=str(ray_folder / "ray"),  # Ray opens its own folder to everybody, but not the one around it
         )
         if dashboard:
@@ -107,6 +109,20 @@ def start(config: Path, ray_folder: Path, dashboard: bool = False) -> None:
     deploy(document)
     wait_until_ready(f"http://{host}:{port}")
     print_welcome(f"http://{host}:{port}")
+
+
+def metrics_port() -> int | None:
+    """Returns the port that the environment names for Ray's Prometheus metrics; None lets Ray choose one.
+
+    Raises:
+        StartError: if it is no port.
+    """
+    value = os.environ.get(METRICS_PORT_VARIABLE)
+    if not value:
+        return None
+    if not value.isdecimal() or not 1 <= int(value) <= MAX_PORT:
+        raise StartError(f"{METRICS_PORT_VARIABLE}: {value} is no port; it must be from 1 to {MAX_PORT}")
+    return int(value)
 
 
 def check_keys(document: ServeDeploySchema) -> None:
