@@ -157,6 +157,19 @@ def test_compose_gives_the_service_the_memory_that_the_plan_asks_for() -> None:
     assert limits["memswap_limit"] == limits["mem_limit"]
 
 
+def test_the_page_on_deploying_shows_what_the_plan_says(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from serve_app.cli.main import main
+
+    page = (ROOT / "docs" / "deploy.md").read_text()
+    command, shown = re.search(r"```\n\$ animegan (plan .*)\n([^`]*)```", page).groups()  # type: ignore[union-attr]
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setattr("sys.argv", ["animegan", *command.split()])
+    assert main() == 0
+    assert capsys.readouterr().out == shown
+
+
 def test_compose_publishes_ports_on_the_loopback_alone_and_limits_every_container() -> None:
     for name, service in COMPOSE["services"].items():
         assert all(port.startswith("127.0.0.1:") for port in service.get("ports", ())), name
