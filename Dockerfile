@@ -48,7 +48,9 @@ RUN python /build/notices.py > /opt/animegan/THIRD_PARTY_NOTICES.md
 
 FROM base AS service
 RUN useradd --create-home --uid 1000 animegan \
-    && install --directory --owner=animegan --group=animegan --mode=0700 /var/lib/animegan /var/lib/animegan/styles
+    && install --directory --owner=animegan --group=animegan --mode=0700 /var/lib/animegan /var/lib/animegan/styles \
+    # where login shells look, whose PATH is Debian's; KubeRay may start Ray in one
+    && ln -s /opt/animegan/bin/animegan /opt/animegan/bin/ray /opt/animegan/bin/serve /usr/local/bin/
 COPY configs /etc/animegan/
 USER 1000:1000
 WORKDIR /home/animegan
