@@ -38,6 +38,7 @@ from serve_app.settings import (
 )
 from serve_app.styles.catalogue import shipped_dir
 
+AUTO_REPLICAS = 100  # the most that Serve starts for `num_replicas: auto`
 LABELS = {
     HEAD: "head: GCS, controller",
     "node": "node: Ray's agents",
@@ -115,7 +116,10 @@ def read_service(path: Path, cores: int | None = None) -> Service:
     config, findings = read(path)
     if findings:
         raise SettingsError("\n".join(findings))
-    (application, *_) = listed(config, "applications")
+    applications = listed(config, "applications")
+    if not applications:
+        raise SettingsError(f"{path}: applications: there is none")
+    application = applications[0]
     blocks = {str(each["name"]): each for each in listed(application, "deployments")}
     args = load_settings(Settings, application.get("args") or {}, "args")
     stylizer = blocks.get("Stylizer", {})
@@ -143,8 +147,11 @@ def read_service(path: Path, cores: int | None = None) -> Service:
 def as_deployment(block: Mapping[str, Any]) -> Deployment:
     """Returns what the plan needs of a deployment's block; Serve's defaults where it says nothing."""
     granted = block.get("ray_actor_options") or {}
-    scaling = block.get("autoscaling_config")
-    replicas = scaling.get("max_replicas", 1) if scaling else block.get("num_replicas") or 1
+    scaling, replicas = block.get("autoscaling_config") or {}, block.get("num_replicas") or 1
+    if replicas == "auto":
+        replicas = scaling.get("max_replicas", AUTO_REPLICAS)
+    elif scaling:
+        replicas = scaling.get("max_replicas", 1)
     memory = granted.get("memory")
     return Deployment(
         replicas=int(replicas),

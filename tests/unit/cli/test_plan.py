@@ -9,7 +9,7 @@ import yaml
 from shared import ROOT
 
 from serve_app.cli.memory_plan import FULL, Service, differences, largest_side, settings_that_fit
-from serve_app.cli.plan import read_service
+from serve_app.cli.plan import as_deployment, read_service
 from serve_app.engine.memory import MemoryModel
 from serve_app.frames import Size
 from serve_app.settings import MIB
@@ -216,3 +216,26 @@ def test_a_wrong_config_is_refused_as_the_linter_does(
     path.write_text(LOCAL.read_text().replace("max_side", "max_sides"))
     assert animegan("plan", "--config", path) == 1
     assert "did you mean max_side?" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("block", "replicas"),
+    [
+        ({}, 1),
+        ({"num_replicas": 3}, 3),
+        ({"num_replicas": "auto"}, 100),
+        ({"num_replicas": "auto", "autoscaling_config": {"max_replicas": 5}}, 5),
+        ({"autoscaling_config": {"min_replicas": 1, "max_replicas": 7}}, 7),
+    ],
+)
+def test_as_many_replicas_are_planned_as_there_may_be(block: dict[str, Any], replicas: int) -> None:
+    assert as_deployment(block).replicas == replicas
+
+
+def test_a_config_without_an_application_is_refused(
+    animegan: RunCommand, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    path = tmp_path / "empty.yaml"
+    path.write_text("applications: []")
+    assert animegan("plan", "--config", path) == 1
+    assert "applications: there is none" in capsys.readouterr().err
