@@ -43,7 +43,7 @@ from training.photographs import contact_sheet, find_photos, open_photo, to_batc
 from training.teachers.recipes import RECIPES, Recipe
 
 VALIDATION_INTERVAL = 100  # steps
-EMA_DECAY = 0.995  # of the exponential moving average of the weights
+EMA_DECAY = 0.995  # of the exponential moving average of the weights, after some 2000 steps
 # `align` stretches the image by some 3 pixels across its width, and the student cannot know where in the image it is:
 # its contours become soft or doubled. `tf` leaves every pixel in its place.
 RESIZE_MODE: ResizeMode = "tf"
@@ -202,6 +202,7 @@ class Trainer:
         torch.manual_seed(zlib.crc32(f"{self.options.seed}/{stage.side}/{self.progress.step}".encode()))
         crops = training_set(self.training, self.teacher, stage.side, stage.steps * stage.batch)
         steps = range(self.progress.step, stage.steps)
+        before = sum(earlier.steps for earlier in self.options.stages[: self.progress.stage])
         began = time.monotonic()
         bar = tqdm(
             zip(steps, batches(crops, stage.batch, len(steps)), strict=True),
@@ -213,7 +214,7 @@ class Trainer:
         for step, (photo, target) in bar:
             for group in self.optimizer.param_groups:
                 group["lr"] = stage.learning_rate * one_cycle(step / stage.steps)
-            loss = self.train_step(photo, target)
+            loss = self.train_step(photo, target, ema_decay(before + step))
             bar.set_postfix(loss=f"{loss:.4f}")
             if (step + 1) % VALIDATION_INTERVAL == 0 or step + 1 == stage.steps:
                 self.progress.seconds += time.monotonic() - began
@@ -222,7 +223,7 @@ class Trainer:
                 self.validate(stage, validation)
                 self.save()
 
-    def train_step(self, photo: Tensor, target: Tensor) -> float:
+    def train_step(self, photo: Tensor, target: Tensor, decay: float) -> float:
         """Updates the student and the average of its weights on one batch; returns the loss."""
         photo, target = (t.to(self.device, memory_format=self.layout) for t in (photo, target))
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16):
@@ -234,7 +235,7 @@ class Trainer:
         self.optimizer.step()
         with torch.no_grad():
             for mean, new in zip(self.average.parameters(), self.student.parameters(), strict=True):
-                mean.lerp_(new, 1 - EMA_DECAY)
+                mean.lerp_(new, 1 - decay)
         return loss.item()
 
     @torch.inference_mode()
@@ -320,7 +321,7 @@ The AnimeGANv2 generator (2,143,552 parameters, `{RESIZE_MODE}`, eps 1e-5), trai
 - Time: {self.progress.seconds / 60:.0f} minutes.
 - PSNR in bf16 to float32: {style.psnr_bf16} dB.
 - Torch {torch.__version__.split("+")[0]}. Loss: `painting_loss` of `scripts/training/likeness.py`.
-- Adam; exponential moving average of the weights, decay {EMA_DECAY}.
+- Adam; exponential moving average of the weights, decay up to {EMA_DECAY}.
 
 | crops | batch | steps | learning rate |
 | --- | --- | --- | --- |
@@ -352,6 +353,11 @@ def runs_bf16(device: torch.device) -> bool:
     if device.type == "cuda":
         return bool(torch.cuda.is_bf16_supported(including_emulation=False))
     return bool(bf16_instructions())
+
+
+def ema_decay(step: int) -> float:
+    """Returns the decay of the average of weights: it grows with the steps, or the start would weigh too long."""
+    return min(EMA_DECAY, (1 + step) / (10 + step))
 
 
 def one_cycle(t: float) -> float:

@@ -5,7 +5,7 @@ import pytest
 pytest.importorskip("torchvision", reason="the extra `train` is not installed: scripts/setup train")
 
 from training.teachers import guards
-from training.teachers.colour import saturated, skin_likeness
+from training.teachers.colour import fresh_skin, saturated, skin_likeness
 from training.teachers.lines import contour_lines
 from training.teachers.planes import Plane, RgbImage, coherence, to_lab
 from training.teachers.recipes import RECIPES
@@ -154,3 +154,21 @@ def test_bright_tone_keeps_black_and_white_and_lifts_the_middle() -> None:
     assert tones[:2].tolist() == [0, 0]
     assert 0.55 < tones[2] < 0.65
     assert tones[3] == pytest.approx(1)
+
+
+def test_windows_of_a_night_are_lights_and_those_of_a_day_are_not() -> None:
+    night = np.full((96, 96), 0.15, np.float32)
+    cv2.circle(night, (48, 48), 2, 0.7, -1)
+    lights = guards.lights(night)
+    assert lights[48, 48] > 0.9
+    assert lights[10, 10] < 0.05
+    assert guards.lights(night + 0.5).max() < 0.05
+
+
+def test_skin_becomes_neither_grey_nor_orange() -> None:
+    lab = np.full((1, 2, 3), 50, np.float32)
+    lab[0, :, 1:] = [[6, 8], [36, 48]]
+    everywhere = np.ones((1, 2), np.float32)
+    chroma = np.hypot(*np.moveaxis(fresh_skin(lab, everywhere)[0, :, 1:], 1, 0))
+    assert 15 < chroma[0] < chroma[1] < 45
+    assert (fresh_skin(lab, 0 * everywhere) == lab).all()

@@ -31,9 +31,9 @@ def seen(monkeypatch: pytest.MonkeyPatch) -> list[Tensor]:
     photos: list[Tensor] = []
     train_step = train.Trainer.train_step
 
-    def recorded(self: train.Trainer, photo: Tensor, target: Tensor) -> float:
+    def recorded(self: train.Trainer, photo: Tensor, target: Tensor, decay: float) -> float:
         photos.append(photo)
-        return train_step(self, photo, target)
+        return train_step(self, photo, target, decay)
 
     monkeypatch.setattr(train.Trainer, "train_step", recorded)
     return photos
@@ -283,6 +283,22 @@ def test_training_can_start_from_an_installed_style(run: Train, tmp_path: Path) 
         load_generator(installed_styles(tmp_path / "run")[name]).state_dict() for name in ("toon", "tiny")
     )
     assert all(torch.allclose(start[key], trained[key], atol=1e-3) for key in start)
+
+
+def test_average_of_weights_forgets_the_start_soon_and_the_last_steps_slowly(
+    run: Train, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    decays: list[float] = []
+    ema_decay = train.ema_decay
+
+    def recorded(step: int) -> float:
+        decays.append(ema_decay(step))
+        return decays[-1]
+
+    monkeypatch.setattr(train, "ema_decay", recorded)
+    run("--stages", "32:2:2:1e-3,16:2:3:1e-3")
+    assert [round(decay, 2) for decay in decays] == [0.1, 0.18, 0.25, 0.31, 0.36]
+    assert ema_decay(10**6) == 0.995
 
 
 def test_start_that_is_not_installed_is_refused(run: Train, seen: list[Tensor]) -> None:

@@ -45,7 +45,7 @@ def fresh_skin(lab: LabImage, skin: Plane, brightness: float = 0.85) -> LabImage
         brightness: exponent of the luminance of skin.
     """
     a, b = lab[..., 1], lab[..., 2]
-    chroma = 40 * np.tanh(np.hypot(a, b) / 40)
+    chroma = 30 + 0.45 * (np.hypot(a, b) - 30)
     hue = np.arctan2(b, a)
     rosy = np.radians(54) + 0.45 * (hue - np.radians(54))
     fresh = np.dstack([100 * luminance_of(lab) ** brightness, chroma * np.cos(rosy), chroma * np.sin(rosy)])

@@ -52,3 +52,10 @@ def features(luminance: Plane, skin: Plane) -> Plane:
     fine = np.abs(luminance - blurred(luminance, 2))
     strength = blurred(fine, 1.5) / (0.12 + 0.88 * blurred(luminance, 6))
     return smoothstep(strength, 0.02, 0.06) * smoothstep(blurred(skin, 5), 0.3, 0.6)
+
+
+def lights(luminance: Plane) -> Plane:
+    """Returns where small lights shine in the dark: flattening would turn the windows of a night into specks."""
+    around = blurred(luminance, 6)
+    spot = blurred(np.asarray(np.maximum(luminance - blurred(luminance, 4), 0), np.float32), 1)
+    return smoothstep(spot, 0.008, 0.03) * (1 - smoothstep(around, 0.32, 0.5))

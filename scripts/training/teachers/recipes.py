@@ -14,7 +14,7 @@ from training.teachers import guards
 from training.teachers.colour import blueness, fresh_skin, saturated, skin_likeness, split_toned, with_luminance
 from training.teachers.flattening import flattened
 from training.teachers.lines import contour_lines, inked, outlines
-from training.teachers.planes import RgbImage, blurred, luminance_of, mixed, smoothstep, to_lab, to_rgb
+from training.teachers.planes import Plane, RgbImage, blurred, luminance_of, mixed, smoothstep, to_lab, to_rgb
 from training.teachers.smoothing import along_contours, bilateral, kuwahara
 from training.teachers.tones import bright_tone, quantised, with_standard_contrast
 
@@ -52,23 +52,19 @@ def cel(photo: Frame) -> Frame:
     luminance = luminance_of(lab)
     skin = blurred(skin_likeness(lab), 4)
     features = guards.features(luminance, skin)
-    detail = np.maximum(0.85 * guards.detail(luminance), 0.8 * features)
-    smooth = bilateral(to_lab(along_contours(kuwahara(photo_rgb, 4), 2.0)), 2, 10)
-    flat = flattened(smooth, 0.014)
+    lights = blurred(guards.lights(luminance), 2)
+    detail = np.maximum.reduce([0.75 * guards.detail(luminance), 0.8 * features, lights])
+    flat = bilateral(to_lab(along_contours(kuwahara(kuwahara(photo_rgb, 8), 5), 2.0)), 4, 14)
 
-    lines = np.maximum(
-        outlines(flat, 12, 26, 1.3) * (1 - 0.9 * guards.texture(flat / 100)),
-        contour_lines(luminance_of(smooth), 1.4, 0.55, 0.5),
-    )
-    lines = (
-        lines * guards.sharp_contours(smooth / 100) * (1 - 0.3 * skin) * (1 - np.maximum(0.8 * features, 0.5 * detail))
-    )
+    contours = guards.sharp_contours(bilateral(lab) / 100) * (1 - 0.8 * guards.texture(flat / 100))
+    lines = np.maximum(outlines(flat, 12, 24, 1.3), contour_lines(luminance_of(flat), 1.4, 0.4, 0.5)) * contours
+    lines = lines * (1 - 0.3 * skin) * (1 - np.maximum.reduce([0.8 * features, 0.5 * detail, lights]))
 
     tone = bright_tone(luminance_of(flat))
-    tone = mixed(tone, quantised(tone, 4, 6.0), 0.9 * (1 - guards.calm(luminance)))
-    painted = saturated(with_luminance(flat, tone), 2.1, 100, NEUTRAL)
+    tone = mixed(tone, quantised(tone, 4, 5.0), 1 - 0.9 * guards.calm(luminance))
+    painted = saturated(with_luminance(flat, tone), 2.3, 100, NEUTRAL)
     original = saturated(with_luminance(lab, bright_tone(luminance)), 1.5, 96, NEUTRAL)
-    painted = fresh_skin(split_toned(mixed(painted, original, detail), 10, 3), skin)
+    painted = fresh_skin(split_toned(mixed(painted, original, detail), 24, 8), skin, 0.8)
     return to_frame(inked(to_rgb(painted), lines, 0.92))
 
 
@@ -76,19 +72,20 @@ def brush(photo: Frame) -> Frame:
     """Returns the painting of an anime background: brush strokes, luminous skies, warm lights and cool shadows."""
     photo_rgb = with_standard_contrast(photo)
     lab = to_lab(photo_rgb)
-    detail = 0.6 * guards.detail(luminance_of(lab))
+    luminance = luminance_of(lab)
     skin = blurred(skin_likeness(lab), 4)
-    strokes = to_lab(along_contours(kuwahara(kuwahara(photo_rgb, 11), 7), 4.0))
+    features, lights = guards.features(luminance, skin), blurred(guards.lights(luminance), 2)
+    detail = np.maximum.reduce([0.6 * guards.detail(luminance), 0.85 * features, 0.9 * lights])
+    strokes = to_lab(along_contours(kuwahara(kuwahara(photo_rgb, 13), 9), 4.0))
     lines = contour_lines(luminance_of(strokes), 1.2, 0.5, 0.8) * guards.sharp_contours(strokes / 100)
     painted = mixed(strokes, lab, detail)
-    luminance = luminance_of(painted)
-    luminance = 0.4 * luminance + 0.6 * quantised(luminance, 7)
-    sky = blueness(painted) * smoothstep(luminance, 0.2, 0.5)
-    luminance = (0.07 + 0.93 * luminance) ** 0.62
-    luminance = luminance + 0.3 * sky * (1 - luminance)
-    painted = with_luminance(painted, luminance)
-    painted = mixed(saturated(painted, 1.7, 96, NEUTRAL), saturated(painted, 2.0, 96, NEUTRAL), sky)
-    painted = fresh_skin(split_toned(painted, 40, 12), skin)
+    tone = luminance_of(painted)
+    tone = mixed(tone, quantised(tone, 6), 0.7 * (1 - 0.9 * guards.calm(tone)))
+    sky = blueness(painted) * smoothstep(tone, 0.2, 0.5)
+    tone = bright_tone(tone, 0.06, 0.6)
+    painted = with_luminance(painted, tone + 0.3 * sky * (1 - tone))
+    painted = mixed(saturated(painted, 2.0, 100, NEUTRAL), saturated(painted, 2.2, 100, NEUTRAL), sky)
+    painted = fresh_skin(split_toned(painted, 46, 14), skin)
     return to_frame(inked(to_rgb(painted), lines, 0.5))
 
 
@@ -97,21 +94,23 @@ def ink(photo: Frame) -> Frame:
     photo_rgb = with_standard_contrast(photo)
     lab = to_lab(photo_rgb)
     luminance = luminance_of(lab)
-    detail = guards.detail(luminance)
-    smooth = to_lab(along_contours(kuwahara(photo_rgb, 4), 2.0))
-    contours = guards.sharp_contours(smooth / 100) * (1 - 0.7 * guards.texture(smooth / 100))
-    flat = flattened(smooth, 0.02)
-    lines = np.maximum(contour_lines(luminance_of(smooth), 1.2, 0.45, 0.5), outlines(flat, 12, 26, 1.3)) * contours
-    tone = luminance_of(flat)
-    paper = (
-        0.12
-        + 0.43 * smoothstep(tone, 0.16, 0.24)
-        + 0.24 * smoothstep(tone, 0.40, 0.48)
-        + 0.18 * smoothstep(tone, 0.62, 0.70)
-    )
-    paper = mixed(paper, luminance, np.asarray(0.6 * detail, np.float32))
+    skin = blurred(skin_likeness(lab), 4)
+    features = guards.features(luminance, skin)
+    detail = np.maximum(guards.detail(luminance), features)
+    smooth = bilateral(to_lab(along_contours(kuwahara(photo_rgb, 6), 3.0)), 2, 12)
+    contours = guards.sharp_contours(bilateral(lab) / 100) * (1 - 0.7 * guards.texture(smooth / 100))
+    lines = contour_lines(luminance_of(smooth), 1.3, 0.45, 0.6)
+    lines = lines * contours * (1 - 0.3 * skin) * (1 - 0.8 * features)
+    tone = luminance_of(smooth) + 0.2 * skin  # faces are white paper
+    paper = 0.1 + 0.32 * step(tone, 0.18) + 0.32 * step(tone, 0.32) + 0.24 * step(tone, 0.5)
+    paper = mixed(paper, smoothstep(luminance + 0.25 * skin, 0.12, 0.75), np.asarray(0.85 * detail, np.float32))
     page = np.repeat(paper[..., None], 3, axis=2).astype(np.float32)
     return to_frame(inked(page, lines, 0.95))
+
+
+def step(tone: Plane, threshold: float) -> Plane:
+    """Returns a step from 0 to 1 at a threshold, over some tenth, since the student cannot learn a sharper one."""
+    return smoothstep(tone, threshold - 0.05, threshold + 0.05)
 
 
 def to_frame(rgb: RgbImage) -> Frame:
