@@ -4,11 +4,9 @@ import re
 from typing import Any
 
 import pytest
-from fakes import FakePipeline
+from fakes import FakePipeline, fake_settings
 from pages import Studio, Visit, album, photo, saved, upload, visiting
 from playwright.sync_api import Browser, Page, Route, expect
-
-from serve_app.settings import IngressSettings
 
 axe = pytest.importorskip("axe_playwright_python.sync_playwright", reason="axe-playwright-python is not installed")
 
@@ -105,6 +103,22 @@ def test_language_is_the_browsers_until_another_is_chosen_and_remembered(chromiu
         expect(page.get_by_text(re.compile("^Painted at its full size"))).to_be_visible()
         page.reload()
         expect(page.get_by_role("heading", name="2 photos")).to_be_visible()
+
+
+def test_our_own_styles_have_names_in_chinese_and_others_keep_theirs(
+    chromium: Browser, studio: Studio, pipeline: FakePipeline
+) -> None:
+    for name, credit in (("toon", "the animegan-serve authors"), ("cel", "somebody else")):
+        changes = {"name": name, "title": "A title", "summary": "A sentence.", "credit": credit}
+        pipeline.styles[name] = pipeline.styles["toon"].model_copy(update=changes)
+    with visiting(chromium, studio.address, locale="zh-CN") as visit:
+        ours, other = (
+            visit.page.locator(".style").filter(has=visit.page.locator(f"[value={name}]")) for name in ("toon", "cel")
+        )
+        expect(ours.locator(".name")).to_have_text("柔和卡通")
+        expect(ours.locator(".good")).to_contain_text("忠于照片")
+        expect(other.locator(".name")).to_have_text("A title")
+        expect(other.locator(".good")).to_have_text("A sentence.")
 
 
 def test_errors_are_said_in_chinese_by_their_codes(chromium: Browser, studio: Studio) -> None:
@@ -219,7 +233,7 @@ def test_first_load_is_below_100_kb_without_pictures(chromium: Browser, studio: 
 class TestSmallUploads:
     @pytest.fixture
     def pipeline(self) -> FakePipeline:
-        return FakePipeline(IngressSettings(max_bytes=2**20))
+        return FakePipeline(fake_settings(max_bytes=2**20))
 
     def test_limits_are_said_in_both_languages(self, chromium: Browser, studio: Studio) -> None:
         for locale, words in (("en-GB", "up to 1 MB each"), ("zh-CN", "每张不超过 1 MB")):

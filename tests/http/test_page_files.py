@@ -9,10 +9,12 @@ from typing import Any
 import pytest
 from fakes import FakePipeline
 from httpx2 import Response
+from shared import SHIPPED_STYLES
 from shop import Shop
 from starlette.testclient import TestClient
 
 from serve_app.errors import RequestError
+from serve_app.styles.catalogue import installed_styles
 from serve_app.web.page_routes import FOLDER, page_files
 from serve_app.web.routes import create_app
 
@@ -168,11 +170,19 @@ def test_dictionary_has_all_that_is_asked_of_it_and_nothing_else() -> None:
     everything = "\n".join(MODULES.values()) + (FOLDER / "index.html").read_text()
     asked = set(re.findall(r'"([\w.-]+)"', everything))
     told = {"saidDoneMany", "saidFailedMany", "cancelName", "retryName"}  # their names are put together
-    unused = {key for key in ENGLISH if key not in asked | told and not key.startswith("error.")}
+    unused = {key for key in ENGLISH if key not in asked | told and not key.startswith(("error.", "style."))}
     assert unused == set()
     html = set(re.findall(r'data-t(?:-label|-alt)?="(\w+)"', everything))
     scripts = set(re.findall(r'\bt\("([\w.-]+)"', everything))
     assert html | scripts <= ENGLISH.keys()
+
+
+def test_dictionary_has_the_words_of_all_shipped_styles() -> None:
+    shipped = {name: style for name, style in installed_styles().items() if name in SHIPPED_STYLES}
+    words = {f"style.{name}": style.title for name, style in shipped.items()}
+    words |= {f"style.{name}.summary": style.summary or "" for name, style in shipped.items()}
+    assert {key: text for key, text in ENGLISH.items() if key.startswith("style.")} == words
+    assert {style.credit for style in shipped.values()} == {re.findall('OURS = "(.+)"', MODULES["service.js"])[0]}
 
 
 def test_english_in_the_page_is_that_of_the_dictionary() -> None:

@@ -2,7 +2,7 @@
 
 import { clone, find, write } from "./dom.js";
 import { t } from "./i18n.js";
-import { installed, service, sides, styleOf, usualSide } from "./service.js";
+import { installed, isOurs, service, sides, styleOf, summaryIn, titleIn, usualSide } from "./service.js";
 
 const STYLE = "animegan-style";
 const SIDE = "animegan-side";
@@ -57,10 +57,11 @@ function pullableCard(each) {
 }
 
 function describe(card, each) {
-  write(card.querySelector(".name"), each.title);
-  write(card.querySelector(".good"), each.summary ?? "");
+  if (isOurs(each)) for (const element of card.querySelectorAll("[lang]")) element.removeAttribute("lang");
+  write(card.querySelector(".name"), titleIn(each));
+  write(card.querySelector(".good"), summaryIn(each) ?? "");
   write(card.querySelector(".licence"), t("licence", { licence: each.licence, credit: each.credit }));
-  write(card.querySelector(".letter"), each.title.slice(0, 1));
+  write(card.querySelector(".letter"), titleIn(each).slice(0, 1));
   showLook(card.querySelector("img"), each);
 }
 

@@ -4,7 +4,7 @@ import * as album from "./album.js";
 import { addressOf, find, label, set, write } from "./dom.js";
 import { t } from "./i18n.js";
 import { dismiss } from "./painting.js";
-import { installed, sides, styleOf, titleOf } from "./service.js";
+import { installed, sides, styleOf, titleIn, titleOf } from "./service.js";
 import { isFitted, statusOf } from "./status.js";
 import { showLook } from "./styles.js";
 import { again } from "./uploads.js";
@@ -48,7 +48,7 @@ function removeButton(version, acts) {
 }
 
 function otherItem(photo, style, side) {
-  const [item, button] = makeItem(style.name, null, style, style.title, t("paintIn"));
+  const [item, button] = makeItem(style.name, null, style, titleIn(style), t("paintIn"));
   button.classList.add("other");
   button.addEventListener("click", () => again(photo, style.name, side));
   return item;
