@@ -8,6 +8,7 @@ from typing import Annotated
 from fastapi import Depends, FastAPI, Query, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import Response
+from fastapi.routing import APIRoute
 from fastapi_offline import FastAPIOffline
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
@@ -18,6 +19,7 @@ from serve_app.frames import Client, StylizeRequest
 from serve_app.settings import IngressSettings
 from serve_app.web.clients import client_address
 from serve_app.web.conditions import read_condition
+from serve_app.web.events import EVENTS
 from serve_app.web.guard import WAITED
 from serve_app.web.job_routes import add_job_routes, stylize_as_job
 from serve_app.web.options import read_photograph
@@ -104,11 +106,17 @@ def create_app(pipeline: Pipeline) -> FastAPI:
             raise NotReady("No model replica has painted its warm-up picture yet; try again shortly.", retry_after_s=2)
         return Readiness(status="ok", jobs="off" if pipeline.jobs is None else await pipeline.jobs.state())
 
-    for path, endpoint in (("/livez", livez), ("/readyz", readyz)):  # health checkers ask by HEAD
-        app.add_api_route(path, endpoint, methods=["HEAD"], include_in_schema=False)
+    answer_head(app)
     add_page_routes(app)
     describe_problems(app)
     return app
+
+
+def answer_head(app: FastAPI) -> None:
+    """Has HEAD answered wherever GET is, but for events, which have no end; the server leaves the bodies out."""
+    for route in list(app.routes):
+        if isinstance(route, APIRoute) and route.methods == {"GET"} and route.path != EVENTS:
+            app.add_api_route(route.path, route.endpoint, methods=["HEAD"], include_in_schema=False)
 
 
 class WithoutTrailingSlash:

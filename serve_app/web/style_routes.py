@@ -25,10 +25,8 @@ def add_style_routes(app: FastAPI, pipeline: Pipeline) -> None:
     async def styles(request: Request) -> StyleList:
         return list_styles(pipeline, root_path(request))
 
-    path = "/v1/styles/{name}/thumbnail"
-
     @app.get(
-        path,
+        "/v1/styles/{name}/thumbnail",
         response_class=Response,
         responses=THUMBNAIL | NOT_MODIFIED | problems(404),
         openapi_extra={"parameters": [CONDITION]},
@@ -42,8 +40,6 @@ def add_style_routes(app: FastAPI, pipeline: Pipeline) -> None:
         if read_condition(request.headers.getlist("if-none-match")).is_met_by(tag):
             return not_modified(tag, PUBLIC)
         return Response(style.thumbnail, media_type="image/webp", headers=PUBLIC | {"ETag": tag})
-
-    app.add_api_route(path, thumbnail, methods=["HEAD"], include_in_schema=False)
 
 
 def list_styles(pipeline: Pipeline, root_path: str) -> StyleList:

@@ -284,6 +284,13 @@ class TestPictures:
         assert answer.headers["Cache-Control"] == "private, no-store"
         assert answer.headers["X-Content-Type-Options"] == "nosniff"
 
+    def test_head_says_of_it_what_get_says(self, shop: Shop) -> None:
+        job = shop.succeed()
+        for path in (job["links"]["self"], job["links"]["image"], job["links"]["photo"]):
+            got, asked = shop.http.get(path), shop.http.head(path)
+            assert (asked.status_code, asked.content, asked.headers) == (200, b"", got.headers), path
+        assert shop.http.head("/v1/jobs/nothing").status_code == 404
+
     def test_there_is_none_before_it_is_painted_nor_of_a_failed_job(self, shop: Shop) -> None:
         job = shop.submit()
         assert_problem(shop.http.get(job["links"]["image"]), 409, "not-finished")
@@ -505,8 +512,8 @@ class TestWebhooks:
 
 def test_methods_of_all_routes_of_a_path_are_named() -> None:
     answer = TestClient(create_app(FakePipeline())).put("/v1/jobs")
-    assert (answer.status_code, answer.headers["Allow"]) == (405, "GET, POST")
-    assert answer.json()["detail"] == "/v1/jobs does not take PUT; it takes GET, POST."
+    assert (answer.status_code, answer.headers["Allow"]) == (405, "GET, HEAD, POST")
+    assert answer.json()["detail"] == "/v1/jobs does not take PUT; it takes GET, HEAD, POST."
 
 
 def test_no_id_gets_into_the_log(shop: Shop, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:

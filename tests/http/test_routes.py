@@ -167,7 +167,7 @@ def test_all_accept_lines_count() -> None:
     assert client().post("/v1/stylize", content=PHOTO, headers=headers).headers["content-type"] == "image/webp"
 
 
-@pytest.mark.parametrize("path", ["/", "/livez", "/readyz"])
+@pytest.mark.parametrize("path", ["/", "/livez", "/readyz", "/v1/styles"])
 def test_head_answers_as_get_without_a_body(path: str) -> None:
     answer = client().head(path)
     assert (answer.status_code, answer.content) == (200, b"")
