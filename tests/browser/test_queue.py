@@ -55,6 +55,19 @@ def test_one_stream_serves_all_cards(visit: Visit, studio: Studio) -> None:
     assert len([url for url in visit.asked if "/events?" in url]) == before
 
 
+def test_tabs_leave_each_other_connections(visit: Visit, studio: Studio) -> None:
+    """A browser has six of them to a service, and each stream of events keeps one."""
+    visit.add(*album(1))
+    expect(visit.page.locator(".card[data-phase=running]")).to_have_count(1)
+    tabs = [visit.page, *(visit.open() for _ in range(7))]
+    for tab in tabs:
+        expect(tab.locator(".card[data-phase=running]")).to_have_count(1)
+    assert len([url for url in visit.asked if "/events?" in url]) <= 3
+    studio.easel.open()
+    for tab in tabs:
+        expect(tab.locator("#progress-text")).to_have_text("1 painted")
+
+
 def test_where_there_is_no_stream_the_page_asks(visit: Visit, studio: Studio) -> None:
     visit.expected = "503"
     refusal = {"status": 503, "content_type": "application/problem+json", "body": '{"code": "too-many-streams"}'}

@@ -10,8 +10,10 @@ const SOON_MS = 250; // so that an album opens one stream, not fifty
 const ASK_MS = 4000;
 const STREAM_AGAIN_MS = 60_000;
 const OVERDUE_MS = 8000;
+const MOST_STREAMS = 3; // of all tabs: over HTTP/1.1 a browser has six connections to a service, and streams keep theirs
 
 let stream = null;
+let leave = null; // gives back the place among the streams of all tabs
 let followed = new Set();
 let opening = null;
 let asking = null;
@@ -57,18 +59,34 @@ export async function ask() {
 
 function openSoon() {
   if (opening !== null) return;
-  opening = setTimeout(() => {
+  opening = setTimeout(async () => {
+    leave ??= await enter();
     opening = null;
-    open();
+    if (leave) open();
+    else askInstead();
   }, SOON_MS);
 }
 
+/** Takes a place among the streams of all tabs, and returns what gives it back; null if none is free. */
+async function enter() {
+  if (!navigator.locks) return () => {}; // no secure context: then tabs cannot know of each other
+  for (let place = 0; place < MOST_STREAMS; place++) {
+    const leave = await new Promise((resolve) =>
+      navigator.locks.request(`animegan-stream-${place}`, { ifAvailable: true }, (lock) =>
+        lock ? new Promise((end) => resolve(end)) : resolve(null),
+      ),
+    );
+    if (leave) return leave;
+  }
+  return null;
+}
+
 function open() {
-  close();
+  stream?.close();
   const ids = unfinished()
     .slice(0, MOST)
     .map(([, version]) => version.jobId);
-  if (!ids.length || !service.jobs) return;
+  if (!ids.length || !service.jobs) return close();
   followed = new Set(ids);
   stream = new EventSource(`v1/jobs/events?${query(ids)}`);
   for (const name of ["position", "running", "done", "failed"]) {
@@ -76,17 +94,24 @@ function open() {
   }
   stream.onerror = () => {
     if (stream?.readyState !== EventSource.CLOSED) return; // it comes back by itself
-    close();
-    noStreamUntil = Date.now() + STREAM_AGAIN_MS;
-    setTimeout(follow, STREAM_AGAIN_MS);
-    ask().catch(() => {});
-    follow();
+    askInstead();
   };
+}
+
+/** Does without a stream for a while. */
+function askInstead() {
+  close();
+  noStreamUntil = Date.now() + STREAM_AGAIN_MS;
+  setTimeout(follow, STREAM_AGAIN_MS);
+  ask().catch(() => {});
+  follow();
 }
 
 function close() {
   stream?.close();
   stream = null;
+  leave?.();
+  leave = null;
   followed = new Set();
 }
 
