@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import yaml
 from containers.notices import notices
-from shared import ROOT
+from shared import ROOT, SHIPPED_STYLES
 from validators import complaints, module, program
 
 from serve_app.cli.plan import read_service
@@ -105,7 +105,8 @@ def test_all_that_the_dockerfile_copies_is_in_its_context_and_nothing_else_is() 
         assert any(path == name or path.startswith(f"{name}/") for path in context), name
     assert {path.split("/")[0] for path in context} == {name.split("/")[0] for name in copied()}
     assert {path for path in tracked if path.startswith("serve_app/")} <= context
-    assert {"weights/toon.safetensors", "weights/toon.webp", "weights/catalogue.toml"} <= context
+    shipped = {f"weights/{name}.{suffix}" for name in SHIPPED_STYLES for suffix in ("safetensors", "webp", "md")}
+    assert {*shipped, "weights/catalogue.toml"} <= context
     for name in (
         "weights/pulled.safetensors",
         "weights/pulled.webp",

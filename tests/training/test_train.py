@@ -9,7 +9,8 @@ from PIL import Image
 from torch import Tensor
 
 from serve_app.engine.checkpoints import load_generator
-from serve_app.engine.fidelity import measure_psnr
+from serve_app.engine.fidelity import measure_psnr, with_psnr
+from serve_app.engine.thumbnails import thumbnail_of
 from serve_app.styles.catalogue import installed_styles
 
 pytest.importorskip("torchvision", reason="the extra `train` is not installed: scripts/setup train")
@@ -299,6 +300,14 @@ def test_average_of_weights_forgets_the_start_soon_and_the_last_steps_slowly(
     run("--stages", "32:2:2:1e-3,16:2:3:1e-3")
     assert [round(decay, 2) for decay in decays] == [0.1, 0.18, 0.25, 0.31, 0.36]
     assert ema_decay(10**6) == 0.995
+
+
+def test_thumbnail_and_figure_are_those_of_the_weights_as_written(run: Train, tmp_path: Path) -> None:
+    run("--stages", "32:2:1:1e-3")
+    style = installed_styles(tmp_path / "run")["tiny"]
+    written = load_generator(style).state_dict()
+    assert thumbnail_of(written, style) == style.thumbnail
+    assert with_psnr(written, style).psnr_bf16 == style.psnr_bf16
 
 
 def test_start_that_is_not_installed_is_refused(run: Train, seen: list[Tensor]) -> None:
