@@ -108,9 +108,9 @@ class TestSmallUploads:
 @pytest.mark.parametrize(
     ("data", "reason"),
     [
-        (b"%PDF-1.7 no photograph", "This is no photo of a kind that is read here: JPEG, PNG"),
+        (b"%PDF-1.7 no photograph", "This file is not a photo that can be read here: JPEG, PNG"),
         (b"", "The file is empty."),
-        (b"II*\0\x10\0\0\0CR\x02\0 a camera's raw file", "This is no photo"),
+        (b"II*\0\x10\0\0\0CR\x02\0 a camera's raw file", "This file is not a photo"),
     ],
 )
 def test_what_is_no_photo_is_refused_and_not_sent(visit: Visit, data: bytes, reason: str) -> None:
@@ -119,6 +119,15 @@ def test_what_is_no_photo_is_refused_and_not_sent(visit: Visit, data: bytes, rea
     assert visit.sent == []
     visit.page.get_by_role("button", name="Remove odd.jpg").click()
     expect(visit.page.get_by_role("listitem")).to_have_count(0)
+
+
+def test_photos_that_failed_are_removed_together_and_others_stay(visit: Visit, studio: Studio) -> None:
+    studio.easel.open()
+    visit.add(*album(1), *(upload(b"no photo", f"{number}.jpg") for number in range(3)))
+    expect(visit.page.locator("#progress-text")).to_have_text("1 painted · 3 failed")
+    visit.page.get_by_role("button", name="Remove failed ones").click()
+    expect(visit.page.locator("#progress-text")).to_have_text("1 painted")
+    expect(visit.page.get_by_role("button", name="Remove failed ones")).to_be_hidden()
 
 
 def test_a_broken_photo_fails_with_the_reason_of_the_service_and_others_do_not(visit: Visit, studio: Studio) -> None:

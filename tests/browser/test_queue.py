@@ -33,7 +33,7 @@ def test_places_fall_as_others_are_painted_and_one_is_cancelled(visit: Visit, st
     expect_places(visit.page, "Painted at its full size", "Painting", "Cancelled", *ahead[:2])
     studio.easel.open()
     expect_places(visit.page, *["Painted at its full size"] * 4, "Cancelled")
-    expect(visit.page.locator("#progress-text")).to_have_text("4 painted")
+    expect(visit.page.locator("#progress-text")).to_have_text("4 painted · 1 cancelled")
     assert studio.bench.unfinished() == 0
 
 
@@ -182,7 +182,7 @@ def test_uploads_run_a_few_at_a_time_and_show_how_far_they_are(visit: Visit) -> 
     visit.page.get_by_role("button", name="Cancel photo-1.jpg").click()
     visit.expect_status("photo-1.jpg", "Cancelled")
     visit.page.get_by_role("button", name="Cancel the rest").click()
-    expect(visit.page.get_by_text("Cancelled")).to_have_count(6)
+    expect(visit.page.get_by_text("Cancelled", exact=True)).to_have_count(6)
     visit.page.unroute("**/v1/jobs?**")
 
 

@@ -106,6 +106,12 @@ def test_receipt_of_a_photo_that_kept_its_size(visit: Visit, studio: Studio) -> 
     )
 
 
+def test_a_photo_that_lost_some_pixels_at_its_edges_is_not_called_whole(visit: Visit, studio: Studio) -> None:
+    visit.page.get_by_role("radio", name="Papaya").check()  # it paints multiples of 4
+    painted(visit, studio, (403, 300))
+    visit.expect_status("holiday.jpg", f"Painted at 400 {TIMES} 300")
+
+
 class TestLargerSizes:
     @pytest.fixture
     def pipeline(self) -> FakePipeline:
@@ -160,11 +166,25 @@ def test_a_whole_album_is_painted_in_the_style_that_is_chosen_then(visit: Visit,
     assert ["source_job=" in url for url in visit.sent] == [False, False, True, True]
 
 
+def test_a_painting_can_be_fetched_while_it_is_painted_in_another_style(visit: Visit, studio: Studio) -> None:
+    visit.add(*album(2))
+    studio.easel.paint(2)
+    expect(visit.page.locator("#progress-text")).to_have_text("2 painted")
+    visit.page.get_by_role("radio", name="Papaya").check()
+    visit.page.get_by_role("button", name="Paint all in Papaya (scenes)").click()
+    expect(visit.page.locator("#progress-text")).to_have_text("2 painted · 2 on their way")
+    running = visit.page.locator(".card[data-phase=running]")
+    expect(running.get_by_role("button", name="Cancel")).to_be_visible()
+    with visit.page.expect_download() as download:
+        running.get_by_role("link", name="Download").click()
+    assert download.value.suggested_filename.endswith("-toon.jpg")
+
+
 def test_styles_are_chosen_by_cards_that_say_what_they_are(visit: Visit) -> None:
     expect(visit.page.get_by_role("radio")).to_have_count(2)
     expect(visit.page.get_by_role("radio", name="Toon Licence: MIT, by the fake studio")).to_be_checked()
     visit.page.get_by_role("radio", name="Papaya (scenes) Licence: non-commercial, by the fake orchard").check()
-    visit.page.get_by_text("1 more style can be added").click()
+    visit.page.get_by_text("1 more style, for whoever runs this service").click()
     expect(visit.page.get_by_text("animegan styles pull mango")).to_be_visible()
     visit.page.reload()
     expect(visit.page.get_by_role("radio", name="Papaya")).to_be_checked()
@@ -187,7 +207,7 @@ def test_thumbnail_and_summary_of_a_style_are_shown_where_there_are_some(visit: 
 def test_pixels_are_shown_one_to_one_and_the_slider_still_works(visit: Visit, studio: Studio) -> None:
     painted(visit, studio, (1600, 1200))
     viewer = visit.view("holiday.jpg")
-    viewer.get_by_role("button", name="Pixels").click()
+    viewer.get_by_role("button", name="Actual size").click()
     picture = viewer.get_by_alt_text("The painting of holiday.jpg")
     expect(picture).to_have_js_property("clientWidth", 1024)
     pane = viewer.locator("#pane")

@@ -58,18 +58,19 @@ function showProgress(bar, photo, version) {
   else bar.removeAttribute("value");
 }
 
-/** Shows the one thing to do with a photo now. */
+/** Shows what to do with a photo now: the newest painting is there to fetch, also while another is made. */
 function showAct(link, button, photo, version) {
-  const isDone = version.phase === "done";
+  const done = album.painted(photo).at(-1);
   const again = version.phase === "failed" || version.phase === "cancelled" ? "retry" : null;
   const act = album.isUnfinished(version) ? "cancel" : again;
-  set(link, { hidden: !isDone });
+  set(link, { hidden: !done });
   set(button, { hidden: !act });
-  if (isDone) {
-    set(link, { href: addressFor(version), download: nameOf(photo, version) });
+  if (done) {
+    set(link, { href: addressFor(done), download: nameOf(photo, done) });
     write(link, t("download"));
     label(link, t("downloadName", { name: photo.name }));
-  } else if (act) {
+  }
+  if (act) {
     button.dataset.act = act;
     button.classList.toggle("primary", version.phase === "failed");
     write(button, t(act));

@@ -72,16 +72,20 @@ function showSummary() {
   const newest = album.all().map(album.newest);
   const done = album.versions((version) => version.phase === "done").length;
   const waiting = newest.filter(album.isUnfinished).length;
-  const failed = newest.filter((version) => ["failed", "refused"].includes(version.phase)).length;
+  const failed = newest.filter(hasFailed).length;
+  const cancelled = newest.filter((version) => version.phase === "cancelled").length;
   write(find("photos-title"), t("photos", { count: newest.length }));
-  const parts = [waiting && t("stillWaiting", { count: waiting }), failed && t("haveFailed", { count: failed })];
-  write(
-    find("progress-text"),
-    [t("arePainted", { count: newest.length - waiting - failed - idle(newest) }), ...parts].filter(Boolean).join(" · "),
-  );
+  const parts = [
+    t("arePainted", { count: album.all().filter((photo) => album.painted(photo).length).length }),
+    waiting && t("stillWaiting", { count: waiting }),
+    failed && t("haveFailed", { count: failed }),
+    cancelled && t("areCancelled", { count: cancelled }),
+  ];
+  write(find("progress-text"), parts.filter(Boolean).join(" · "));
   set(find("overall"), { hidden: !waiting, value: newest.length ? 1 - waiting / newest.length : 0 });
   set(find("cancel-all"), { hidden: waiting < 2 });
   set(find("retry-all"), { hidden: newest.filter((version) => version.phase === "failed").length < 2 });
+  set(find("clear-failed"), { hidden: hopeless().length < 2 });
   set(find("zip"), { hidden: done < 2 });
   set(find("erase-all"), { hidden: waiting > 0 || !newest.length });
   set(find("again-all"), { hidden: waiting > 0 || !others().length });
@@ -95,8 +99,10 @@ function others() {
   return album.shown().filter((photo) => album.painted(photo).length && !photo.versions.some(isAsChosen));
 }
 
-/** Photos that nothing is being done with. */
-const idle = (versions) => versions.filter((version) => ["cancelled", "gone"].includes(version.phase)).length;
+const hasFailed = (version) => ["failed", "refused"].includes(version.phase);
+
+/** Photos that have failed and have no painting. */
+const hopeless = () => album.shown().filter((photo) => hasFailed(album.newest(photo)) && !album.painted(photo).length);
 
 // ---- what a person does
 
@@ -175,6 +181,10 @@ export function start() {
   });
   find("retry-all").addEventListener("click", () => {
     for (const [photo, version] of album.versions((each) => each.phase === "failed")) retry(photo, version);
+    find("photos-title").focus();
+  });
+  find("clear-failed").addEventListener("click", async () => {
+    for (const photo of hopeless()) await erase(photo);
     find("photos-title").focus();
   });
   find("again-all").addEventListener("click", () => {

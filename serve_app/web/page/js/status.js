@@ -38,7 +38,8 @@ function withTime(text, version) {
 
 function done({ receipt }) {
   if (!receipt) return t("painted");
-  return t(isFitted(receipt) ? "fitted" : "fullSize", { size: size(receipt.painted) });
+  const usual = receipt.resized ? "paintedAt" : "fullSize"; // some styles drop a few pixels at the edges
+  return t(isFitted(receipt) ? "fitted" : usual, { size: size(receipt.painted) });
 }
 
 const cancelled = () => t("cancelled");
