@@ -553,17 +553,18 @@ def test_batch_is_split_to_fit_the_budget(
 
 @pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="only Linux reports a process's memory so")
-def test_many_sizes_take_little_more_than_the_largest() -> None:
+def test_many_sizes_leave_little_behind() -> None:
     """OneDNN's cache of compiled code is bounded; without a bound, it grows by megabytes for each size."""
     script = """
+        import ctypes
         import numpy as np
         from painting import paint_all
-        from serve_app.frames import Size
         from serve_app.settings import Settings
         from serve_app.styles.catalogue import installed_styles
         from serve_app.engine.stylist import Stylist
 
         def resident_bytes():
+            ctypes.CDLL(None).malloc_trim(0)  # free memory that glibc keeps comes and goes by tens of megabytes
             line = next(line for line in open("/proc/self/status") if line.startswith("VmRSS"))
             return int(line.split()[1]) * 1024
 
@@ -573,10 +574,10 @@ def test_many_sizes_take_little_more_than_the_largest() -> None:
         for step in range(30):
             (painted,) = paint_all(stylist, "toon", [np.zeros((64 + 4 * step, 304 - 4 * step, 3), np.uint8)])
             assert isinstance(painted, np.ndarray)
-        print(resident_bytes() - idle < stylist.slots.model.planned_bytes(Size(184, 184)))
+        print(resident_bytes() - idle)
     """
     run = run_script(script)
-    assert run.stdout == "True\n", run.stderr
+    assert int(run.stdout) < 30_000_000, run.stderr
 
 
 def test_large_images_are_painted_one_by_one_on_a_cpu(stylist: Stylist, monkeypatch: pytest.MonkeyPatch) -> None:
