@@ -4,7 +4,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-LINE_WIDTH = 9  # pixels: wider dark areas are not lines
+from training.looks import OUTLINE_WIDTH
+
 LINE_WEIGHT = 4.0  # of lines in L1
 
 
@@ -28,8 +29,8 @@ def painting_loss(painted: Tensor, target: Tensor) -> Tensor:
 def line_likeness(x: Tensor) -> Tensor:
     """Returns where dark lines are, in [0, 1], as (N, 1, H, W): what a morphological closing of luminance fills."""
     luminance = luminance_of(x)[:, None]
-    dilated = F.max_pool2d(luminance, LINE_WIDTH, stride=1, padding=LINE_WIDTH // 2)
-    closed = -F.max_pool2d(-dilated, LINE_WIDTH, stride=1, padding=LINE_WIDTH // 2)
+    dilated = F.max_pool2d(luminance, OUTLINE_WIDTH, stride=1, padding=OUTLINE_WIDTH // 2)
+    closed = -F.max_pool2d(-dilated, OUTLINE_WIDTH, stride=1, padding=OUTLINE_WIDTH // 2)
     return ((closed - luminance - 0.1) / 0.3).clamp(0, 1)
 
 
