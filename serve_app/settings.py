@@ -96,6 +96,8 @@ class CodecSettings(StrictModel):
         decode_timeout_s: of work on one photograph; its process is killed after that.
         decoder_processes: photographs that are decoded at a time, each in a process of its own; others wait.
         background_places: photographs of jobs that are decoded or encoded at a time, so that requests find room.
+        retire_after_s: age within a tenth at which a replica is replaced; never by default.
+        retire_at_bytes: memory of the replica's own process at which it is replaced; never by default.
     """
 
     max_pixels: PositiveInt = 64_000_000
@@ -103,6 +105,8 @@ class CodecSettings(StrictModel):
     decode_timeout_s: PositiveFloat = 10
     decoder_processes: PositiveInt = 16
     background_places: PositiveInt = 2
+    retire_after_s: PositiveFloat | None = None
+    retire_at_bytes: Annotated[ByteSize, Field(gt=0)] | None = None
 
 
 class StylizerSettings(StrictModel):
@@ -116,6 +120,8 @@ class StylizerSettings(StrictModel):
         stuck_after_s: a batch that runs longer ends the replica at Serve's next health check, and Serve starts another.
         background_after_s: a job that has waited here for so long goes before requests, each of which it delays once at
             most.
+        retire_after_s: age within a tenth at which a replica is replaced; never by default.
+        retire_at_bytes: host memory of the replica's process at which it is replaced; never by default.
     """
 
     max_batch_size: PositiveInt = 4
@@ -123,6 +129,8 @@ class StylizerSettings(StrictModel):
     release_after_s: PositiveInt = 30
     stuck_after_s: PositiveInt = 120
     background_after_s: PositiveFloat = 60
+    retire_after_s: PositiveFloat | None = None
+    retire_at_bytes: Annotated[ByteSize, Field(gt=0)] | None = None
 
 
 HostName = Annotated[str, Field(pattern=r"^(\*|(\*\.)?[A-Za-z0-9]([A-Za-z0-9.:-]*[A-Za-z0-9])?)$")]  # without a port

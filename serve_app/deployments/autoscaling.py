@@ -14,6 +14,7 @@ from typing import Any, Protocol
 from serve_app.queueing.rate import DecayingRate
 
 WORKING = "working"
+RETIRING = "retiring"  # 1 of a replica that is to be replaced
 STATS = ("busy", "waiting_pixels", "jobs_here", "jobs_queued", "pixels_per_second", "pixels_per_picture")
 
 # Of the measured rates, in seconds of device time. As long as the Ingress's, so that both judge a backlog by the same
@@ -58,13 +59,18 @@ class PixelBacklog:
         busy, waiting, jobs_here, jobs_queued, rates, sizes = (list((stats.get(name) or {}).values()) for name in STATS)
         rates = [rate for rate in rates if rate > 0]
         if not rates:  # no replica has painted yet, so there is no rate to decide by
-            return ctx.target_num_replicas, {}
+            return max(ctx.target_num_replicas, least_replicas(stats)), {}
         rate = sum(rates) / len(rates)
         size = sum(sizes) / len(sizes) if sizes else 0.0
         backlog = sum(waiting) + (ctx.total_queued_requests or 0) * size
         jobs = sum(jobs_here) + max(jobs_queued, default=0.0)
         needed = sum(busy) / self._busy + backlog / (rate * self._drain_s) + jobs / (rate * self._jobs_drain_s)
-        return needed, {}
+        return max(needed, least_replicas(stats)), {}
+
+
+def least_replicas(stats: Mapping[str, Mapping[Any, float]]) -> int:
+    """Returns 2 while a replica waits to be replaced, so that another one runs when it leaves; else 0."""
+    return 2 if any((stats.get(RETIRING) or {}).values()) else 0
 
 
 class WorkReport:
@@ -142,10 +148,11 @@ class Work:
 
     def __call__(self, ctx: Context) -> tuple[float, dict[str, Any]]:
         """Returns the number of replicas that are needed, not rounded, and an empty state."""
-        working = ((ctx.aggregated_metrics or {}).get(WORKING) or {}).values()
+        stats = ctx.aggregated_metrics or {}
+        working = (stats.get(WORKING) or {}).values()
         if not working:  # no replica has reported yet
             return ctx.target_num_replicas, {}
-        return sum(working) / self._target, {}
+        return max(sum(working) / self._target, least_replicas(stats)), {}
 
 
 class Occupancy:

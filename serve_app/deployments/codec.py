@@ -16,6 +16,7 @@ from ray.serve.handle import DeploymentHandle
 
 from serve_app.deployments.autoscaling import Occupancy
 from serve_app.deployments.calls import Callee
+from serve_app.deployments.retirement import Retirement
 from serve_app.deployments.steps import Handed, Painted, Stylized, Upright, fetch, frame_lost, hand_over, is_small
 from serve_app.errors import RequestError
 from serve_app.frames import DecodedImage, Size, StylizeRequest
@@ -42,6 +43,7 @@ class Codec:
         self.stylizer = Callee(stylizer)
         self.occupancy = Occupancy()
         self.background = asyncio.Semaphore(self.settings.background_places)
+        self.retirement = Retirement()
 
     def reconfigure(self, user_config: dict[str, Any]) -> None:
         """Takes new settings; Serve calls it at the start and when the config changes."""
@@ -128,7 +130,15 @@ class Codec:
 
     async def record_autoscaling_stats(self) -> dict[str, float]:
         """Returns the figure that `autoscaling.Work` decides by."""
-        return self.occupancy.report()
+        return self.occupancy.report() | self.retirement.figures()
+
+    async def check_health(self) -> None:
+        """Looks whether this replica should be replaced.
+
+        Raises:
+            Retiring: if it should, once its photographs are done.
+        """
+        await self.retirement.check(self.settings)
 
 
 class Decoded:

@@ -17,6 +17,7 @@ from ray.serve.metrics import Gauge, Histogram
 
 from serve_app.deployments import metrics
 from serve_app.deployments.autoscaling import WorkReport
+from serve_app.deployments.retirement import Retirement
 from serve_app.deployments.steps import Handed, Painted, fetch_async, frame_lost, hand_over
 from serve_app.engine.slots import Slot
 from serve_app.errors import RequestError, UnknownStyle
@@ -47,6 +48,7 @@ class Stylizer:
         self.metrics = StylizerMetrics()
         self.batcher: Batcher[Key, Frame, Frame] = Batcher(self, self.settings.max_batch_size, observer=self.metrics)
         self.releasing: asyncio.TimerHandle | None = None
+        self.retirement = Retirement()
 
     def reconfigure(self, user_config: dict[str, Any]) -> None:
         """Takes new settings; Serve calls it at the start and when the config changes."""
@@ -113,17 +115,22 @@ class Stylizer:
         self.metrics.update(self.batcher)
         batcher = self.batcher
         requests = batcher.waiting_pixels - batcher.background_pixels
-        return self.metrics.work.report(requests, batcher.running_for_s(is_foreground=True), batcher.background_pixels)
+        running_s = batcher.running_for_s(is_foreground=True)
+        figures = self.metrics.work.report(requests, running_s, batcher.background_pixels)
+        return figures | self.retirement.figures()
 
     def hear_of_jobs(self, queued_pixels: int) -> None:
         """Takes note of the pixels of all jobs that wait in the database, for autoscaling."""
         self.metrics.work.hear_of_jobs(queued_pixels)
 
-    def check_health(self) -> None:
+    async def check_health(self) -> None:
         """Ends this process if a batch makes no progress: a device that hangs leaves the process itself responsive.
 
         Serve replaces a dead replica at once, and the Ingress sends its images again. For a replica that fails its
         checks, Serve would wait for a third failure, and then `graceful_shutdown_timeout_s` for the batch that hangs.
+
+        Raises:
+            Retiring: if this replica is to be replaced when it has painted what it has.
         """
         self.metrics.update(self.batcher)
         running_s, limit_s = self.batcher.running_for_s(), self.settings.stuck_after_s
@@ -132,6 +139,7 @@ class Stylizer:
                 f"a batch on the device has run for {running_s:.0f} s, above stuck_after_s ({limit_s}); "
                 "this replica ends, and Serve starts another"
             )
+        await self.retirement.check(self.settings)
 
 
 def end_process(reason: str) -> None:

@@ -30,7 +30,10 @@ from shared import ROOT
 
 GIB = 2**30
 PROD: dict[str, Any] = yaml.safe_load((ROOT / "configs" / "prod.yaml").read_text())
-OVERRIDDEN = {"resources", "device", "memory", "upscale_delay_s", "downscale_delay_s", "proxy_location", "port"}
+OVERRIDDEN = {
+    *("resources", "device", "memory", "upscale_delay_s", "downscale_delay_s", "proxy_location", "port"),
+    "health_check_period_s",
+}
 DEPLOYMENTS = ("Ingress", "Codec", "Stylizer")
 
 
@@ -44,6 +47,7 @@ def on_these_nodes(port: int) -> dict[str, Any]:
     for deployment in application["deployments"]:
         deployment["ray_actor_options"]["memory"] = GIB
         deployment["autoscaling_config"] |= {"upscale_delay_s": 2, "downscale_delay_s": 8}
+        deployment["health_check_period_s"] = 1
         if deployment["name"] == "Ingress":  # which must not die with a node: its connections would
             deployment["ray_actor_options"]["resources"] = {"head": 0.01}
     return config
@@ -262,6 +266,29 @@ def test_rolling_update_drops_nothing(nodes: Nodes) -> None:
         wait_for(lambda: not before["Stylizer"] & set(nodes.replicas("Stylizer")) and nodes.is_settled(), 120)
         sent.more(8)
     assert set(sent.statuses) <= {"200", "429"}, sent.statuses
+
+
+def test_a_replica_that_retires_under_load_runs_until_another_one_does(nodes: Nodes) -> None:
+    retired = nodes.at_rest("Stylizer")["Stylizer"]
+    settings = nodes.deployment("Stylizer")["user_config"]
+    mark = settings["retire_at_bytes"]
+    fewest = 1
+
+    def has_gone() -> bool:
+        nonlocal fewest
+        fewest = min(fewest, nodes.running("Stylizer"))
+        return retired not in nodes.replicas("Stylizer")
+
+    with load(nodes) as sent:
+        sent.more(4)
+        settings["retire_at_bytes"] = 1
+        nodes.deploy()
+        wait_for(has_gone, 120)
+        settings["retire_at_bytes"] = mark  # or its successors would follow
+        nodes.deploy()
+        sent.more(8)
+    assert set(sent.statuses) <= {"200", "429"}, sent.statuses
+    assert fewest == 1
 
 
 def test_load_scales_to_four_replicas_on_one_gpu_and_back(nodes: Nodes) -> None:

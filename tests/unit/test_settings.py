@@ -43,7 +43,7 @@ def test_unknown_key_that_resembles_nothing_is_named_with_all_keys() -> None:
     assert (
         refusal(StylizerSettings, {"zzz": 1}, "Stylizer.user_config")
         == "Stylizer.user_config.zzz: unknown key (known: max_batch_size, linger_s, release_after_s, stuck_after_s, "
-        "background_after_s)"
+        "background_after_s, retire_after_s, retire_at_bytes)"
     )
 
 

@@ -7,7 +7,7 @@ import pytest
 import yaml
 from shared import ROOT
 
-from serve_app.deployments.autoscaling import STATS, WORKING, Occupancy, PixelBacklog, Work, WorkReport
+from serve_app.deployments.autoscaling import RETIRING, STATS, WORKING, Occupancy, PixelBacklog, Work, WorkReport
 
 
 class Now:
@@ -216,3 +216,13 @@ def test_prod_names_the_policies(name: str, policy_class: type) -> None:
     policy = deployment["autoscaling_config"]["policy"]
     assert policy["policy_function"] == f"serve_app.deployments.autoscaling:{policy_class.__name__}"
     policy_class(**policy["policy_kwargs"])
+
+
+@pytest.mark.parametrize("policy", [PixelBacklog(), Work()])
+def test_a_replica_that_is_to_be_replaced_is_not_the_only_one(policy: PixelBacklog | Work) -> None:
+    stats = idle(1) | {WORKING: [0.0], RETIRING: [1.0]}
+    assert policy(Now(1, stats)) == (2, {})
+    assert policy(Now(1, stats | {RETIRING: [0.0]})) == (0, {})
+    busy = stats | {"busy": [0.85] * 5, WORKING: [2.0] * 5, RETIRING: [1.0, 0, 0, 0, 0]}
+    assert policy(Now(5, busy))[0] == pytest.approx(5)  # the others work on meanwhile
+    assert policy(Now(1, {RETIRING: [1.0]}))[0] == (2 if isinstance(policy, PixelBacklog) else 1)

@@ -133,13 +133,13 @@ def test_process_ends_with_a_sentence_when_a_batch_runs_for_too_long(
         task = submit(stylizer, frame_of(FIRST))
         while not stylizer.batcher.running_for_s():
             await asyncio.sleep(0)
-        stylizer.check_health()
+        await stylizer.check_health()
         assert ended == []
         stylizer.batcher._clock = lambda: time.monotonic() + 121  # stuck_after_s is 120
-        stylizer.check_health()
+        await stylizer.check_health()
         gates.open(FIRST)
         await asyncio.wait_for(task, TIMEOUT_S)
-        stylizer.check_health()  # the device is free
+        await stylizer.check_health()  # the device is free
 
     asyncio.run(scene())
     assert ended == [1]

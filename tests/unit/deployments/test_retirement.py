@@ -1,0 +1,159 @@
+"""When a replica retires: past its age or memory, in its turn, and not while it is the only one."""
+
+import asyncio
+
+import psutil
+import pytest
+
+from serve_app.deployments.autoscaling import RETIRING
+from serve_app.deployments.retirement import (
+    JITTER,
+    MEMORY_CHECKS,
+    PATIENCE_S,
+    TURN_CHECKS,
+    Peers,
+    Retirement,
+    Retiring,
+    private_bytes_of_this_process,
+)
+from serve_app.settings import CodecSettings, StylizerSettings
+
+DAY_S = 86400
+CHECK_S = 10.0
+TURN_S = TURN_CHECKS * CHECK_S
+LATEST_S = DAY_S * (1 + JITTER) + 1  # when the age of any replica is past a day's mark
+
+
+class Replica:
+    """A replica whose clock, memory and peers the test sets."""
+
+    def __init__(self, running: int = 2, rank: int = 0) -> None:
+        self.now_s, self.memory, self.asked = 0.0, 0, 0
+        self.peers = Peers(running, True, rank, running, CHECK_S)
+        self.retirement = Retirement(self._look, lambda: self.memory, lambda: self.now_s, lambda: self.now_s)
+
+    def _look(self) -> Peers:
+        self.asked += 1
+        return self.peers
+
+    def retires(self, **settings: float) -> bool:
+        try:
+            asyncio.run(self.retirement.check(StylizerSettings.model_validate(settings)))
+        except Retiring:
+            return True
+        return False
+
+    def in_turn(self, after_s: float) -> None:
+        """Sets the clock to the beginning of the next turn of this replica."""
+        cycle_s = TURN_S * self.peers.size
+        self.now_s = after_s - after_s % cycle_s + cycle_s + TURN_S * self.peers.rank
+
+
+def test_without_settings_a_replica_stays() -> None:
+    replica = Replica()
+    replica.memory = 2**60
+    replica.in_turn(1e9)
+    assert not any(replica.retires() for _ in range(10))
+    assert replica.asked == 0
+
+
+def test_a_replica_retires_at_its_age_within_a_tenth() -> None:
+    replica = Replica()
+    replica.in_turn(DAY_S * (1 - JITTER) - 3 * TURN_S)
+    assert not replica.retires(retire_after_s=DAY_S)
+    replica.in_turn(LATEST_S)
+    assert replica.retires(retire_after_s=DAY_S)
+
+
+def test_replicas_that_started_together_do_not_retire_together() -> None:
+    ages = {Retirement(Replica()._look)._age_factor for _ in range(20)}
+    assert len(ages) == 20
+
+
+def test_a_replica_retires_after_three_checks_above_its_memory() -> None:
+    replica = Replica()
+    replica.in_turn(0)
+    assert MEMORY_CHECKS == 3
+    settings = {"retire_at_bytes": 1000}
+    replica.memory = 1000
+    assert not any(replica.retires(**settings) for _ in range(5))
+    replica.memory = 1001
+    assert [replica.retires(**settings) for _ in range(2)] == [False, False]
+    replica.memory = 999  # a large batch has passed
+    assert not replica.retires(**settings)
+    replica.memory = 1001
+    assert [replica.retires(**settings) for _ in range(3)] == [False, False, True]
+
+
+def test_a_replica_that_leaves_fails_every_check_from_then_on() -> None:
+    replica = Replica()
+    replica.in_turn(LATEST_S)
+    assert replica.retires(retire_after_s=DAY_S)
+    replica.peers = Peers(1, False, 1, 7, CHECK_S)
+    replica.now_s += TURN_S / 2
+    assert [replica.retires() for _ in range(5)] == [True] * 5
+    assert replica.asked == 1
+
+
+def test_no_replica_leaves_while_another_starts_or_stops() -> None:
+    replica = Replica()
+    replica.in_turn(LATEST_S)
+    replica.peers = replica.peers._replace(settled=False)
+    assert not replica.retires(retire_after_s=DAY_S)
+    replica.peers = replica.peers._replace(settled=True)
+    assert replica.retires(retire_after_s=DAY_S)
+
+
+def test_of_replicas_that_are_due_together_one_leaves_at_a_time() -> None:
+    """At any time, only one of them may begin, and none within three checks of the next one's turn."""
+    size, began = 4, {}
+    for rank in range(size):
+        moments = []
+        for second in range(0, int(size * TURN_S), 5):
+            replica = Replica(size, rank)
+            replica.now_s = LATEST_S - LATEST_S % (size * TURN_S) + size * TURN_S + second
+            if replica.retires(retire_after_s=DAY_S):
+                moments.append(second)
+        began[rank] = moments
+    for rank, moments in began.items():
+        assert moments
+        assert min(moments) >= rank * TURN_S
+        assert max(moments) + 3 * CHECK_S <= (rank + 1) * TURN_S
+
+
+def test_a_replica_that_is_alone_waits_for_another_one_but_not_for_ever() -> None:
+    replica = Replica(running=1)
+    replica.in_turn(LATEST_S)
+    due_s = replica.now_s
+    assert not replica.retires(retire_after_s=DAY_S)
+    assert replica.retirement.figures() == {RETIRING: 1.0}
+    replica.now_s += TURN_S
+    assert not replica.retires(retire_after_s=DAY_S)
+    second = Replica(running=1)
+    second.in_turn(LATEST_S)
+    assert not second.retires(retire_after_s=DAY_S)
+    second.peers = second.peers._replace(running=2)
+    assert second.retires(retire_after_s=DAY_S)
+    replica.now_s = due_s + 2 * TURN_S
+    assert replica.now_s - due_s > PATIENCE_S
+    assert replica.retires(retire_after_s=DAY_S)
+
+
+def test_autoscaling_hears_of_it_only_when_it_is_due() -> None:
+    replica = Replica()
+    replica.retires(retire_after_s=DAY_S)
+    assert replica.retirement.figures() == {RETIRING: 0.0}
+
+
+def test_settings_of_both_deployments_have_the_marks() -> None:
+    for settings in (CodecSettings(), StylizerSettings()):
+        assert (settings.retire_after_s, settings.retire_at_bytes) == (None, None)
+    assert CodecSettings.model_validate({"retire_at_bytes": "2GiB"}).retire_at_bytes == 2**31
+
+
+def test_memory_of_the_process_leaves_out_what_is_shared() -> None:
+    before = private_bytes_of_this_process()
+    taken = bytearray(b"x") * (64 << 20)
+    grown = private_bytes_of_this_process() - before
+    assert grown == pytest.approx(len(taken), rel=0.1)
+    assert private_bytes_of_this_process() < psutil.Process().memory_info().rss
