@@ -7,7 +7,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 SHARED = Path(os.environ.get("ANIMEGAN_SHARED", ROOT.parent / "shared"))
-SHIPPED_STYLES = ["cel", "toon"]
+SHIPPED_STYLES = ["brush", "cel", "ink", "toon"]
 
 needs_shared = pytest.mark.skipif(
     not SHARED.is_dir(), reason=f"no folder of test photographs at {SHARED} (set ANIMEGAN_SHARED)"
