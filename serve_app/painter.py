@@ -38,7 +38,7 @@ class Job:
 class Painter:
     """Paints images in one style. It holds the model until it is closed, and is used from one thread.
 
-        with Painter("toon") as painter:
+        with Painter() as painter:
             painter.paint("photo.jpg").save("painted.jpg")
 
     Args:
@@ -57,7 +57,7 @@ class Painter:
 
     def __init__(
         self,
-        style: str = "toon",
+        style: str = "cel",
         precision: Precision = "auto",
         device: Device = "auto",
         max_side: int = 1024,

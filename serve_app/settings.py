@@ -70,7 +70,7 @@ class IngressSettings(StrictModel):
             them.
     """
 
-    default_style: str = "toon"
+    default_style: str = "cel"
     default_format: ImageFormat = "jpeg"
     max_side: int = Field(default=1024, ge=MIN_SIDE, le=16_383)
     max_bytes: PositiveInt = 32 * MIB

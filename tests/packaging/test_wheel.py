@@ -74,5 +74,5 @@ def test_installed_wheel_paints_with_no_tree_in_sight(wheel: Path, tmp_path: Pat
     command = [str(environment / "bin" / "animegan"), "run"]
     with running(command, "http://127.0.0.1:8000", tmp_path / "log", cwd=tmp_path) as service:
         answer = requests.post(f"{service.address}/v1/stylize", data=photo_bytes(48, 64), timeout=60)
-        assert answer.headers["X-Style"] == "toon"
+        assert answer.headers["X-Style"] == "cel"
         assert opened(answer.content).size == (64, 48)

@@ -49,7 +49,7 @@ def test_service_paints_a_photo_with_its_receipt(service: Service) -> None:
     assert opened(answer.content).size == (100, 80)
     receipt = {name: answer.headers[name] for name in ("X-Style", "X-Original-Size", "X-Painted-Size", "X-Resized")}
     assert receipt == {
-        "X-Style": "toon",
+        "X-Style": "cel",
         "X-Original-Size": "200x160",
         "X-Painted-Size": "100x80",
         "X-Resized": "true",
