@@ -37,6 +37,7 @@ from serve_app.web.connection import MAX_HEADER_BYTES, PROBLEM_TYPE, headers_too
 from serve_app.web.events import Streams, is_for_events, root_path_of
 from serve_app.web.intake import Body, ClientGone, Intake, take_in
 from serve_app.web.refusals import HeldRefusals, key_of
+from serve_app.web.traffic import WAITED
 from serve_app.web.uploads import FORM_OVERHEAD_BYTES, too_many_bytes
 
 Headers = list[tuple[bytes, bytes]]
@@ -52,7 +53,6 @@ CONTROL_HEADERS = frozenset(
     {b"x-request-timeout-seconds", b"x-request-disconnect-disabled", b"serve-multiplexed-model-id", b"x-session-id"}
 )
 SERVE_ROUTER_PREFIX = b"x-serve-router-"
-WAITED = "x-animegan-waited-seconds"  # what the guard tells the Ingress
 REQUEST_ID = b"x-request-id"
 MAX_REQUEST_ID = 128
 UNPRINTABLE = re.compile(rb"[^\x21-\x7e]")

@@ -14,16 +14,17 @@ from starlette.routing import Match, Route
 
 from serve_app.errors import BadOption, RequestError, Unauthorized
 from serve_app.web.schemas import PROBLEM
+from serve_app.web.traffic import CLIENT_CLOSED_REQUEST, note_refusal
 
 logger = logging.getLogger(__name__)
 
 CHALLENGE = 'Bearer realm="animegan-serve"'
-CLIENT_CLOSED_REQUEST = 499  # in access logs, as nginx has it
 
 
 async def answer_refusal(request: Request, error: Exception) -> Response:
     """Answers a refusal of this service."""
     assert isinstance(error, RequestError)  # what this handler is registered for
+    note_refusal(request, error.code)
     headers = {} if error.retry_after_s is None else {"Retry-After": str(error.retry_after_s)}
     if error.status == Unauthorized.status:
         headers["WWW-Authenticate"] = CHALLENGE
@@ -65,7 +66,9 @@ async def answer_http_error(request: Request, error: Exception) -> Response:
     detail = f"There is nothing at {path}; the API is described at /docs."
     if error.status_code != HTTPStatus.NOT_FOUND:
         detail = f"{path} does not take {request.method}" + (f"; it takes {allowed}." if allowed else ".")
-    document |= {"code": error.detail.lower().replace(" ", "-"), "detail": detail}
+    code = error.detail.lower().replace(" ", "-")
+    note_refusal(request, code)
+    document |= {"code": code, "detail": detail}
     return JSONResponse(document, error.status_code, headers, PROBLEM)
 
 

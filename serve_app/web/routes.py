@@ -20,7 +20,6 @@ from serve_app.settings import IngressSettings
 from serve_app.web.clients import client_address
 from serve_app.web.conditions import read_condition
 from serve_app.web.events import EVENTS
-from serve_app.web.guard import WAITED
 from serve_app.web.job_routes import add_job_routes, stylize_as_job
 from serve_app.web.options import read_photograph
 from serve_app.web.page_routes import add_page_routes
@@ -50,10 +49,11 @@ from serve_app.web.schemas import (
     problems,
 )
 from serve_app.web.style_routes import add_style_routes
+from serve_app.web.traffic import WAITED, CountAnswers, Observer
 
 
-def create_app(pipeline: Pipeline) -> FastAPI:
-    """Returns the ASGI application that serves a pipeline over HTTP."""
+def create_app(pipeline: Pipeline, observer: Observer | None = None) -> FastAPI:
+    """Returns the ASGI application that serves a pipeline over HTTP, and tells an observer of every answer."""
     app = FastAPIOffline(
         title="animegan-serve",
         summary="Turns photographs into anime with AnimeGANv2.",
@@ -61,6 +61,8 @@ def create_app(pipeline: Pipeline) -> FastAPI:
         redoc_url=None,
         redirect_slashes=False,
     )
+    if observer is not None:
+        app.add_middleware(CountAnswers, observer=observer)  # the first is innermost
     app.add_middleware(WithoutTrailingSlash)
     app.add_exception_handler(RequestError, answer_refusal)
     app.add_exception_handler(RequestValidationError, answer_invalid)
