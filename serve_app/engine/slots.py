@@ -56,6 +56,12 @@ class WorkerSlots:
         self._changed = threading.Condition()
         self._claimants: list[Slot] = []  # active slots that are exclusive or wait to be, in order
 
+    @property
+    def reserved_bytes(self) -> int:
+        """Bytes that are planned for the active slots together."""
+        with self._changed:
+            return self._active_bytes()
+
     def reserve(
         self, size: Size, same_size: int, waiting: int, room: int, model: MemoryModel | None = None
     ) -> Slot | None:
@@ -130,6 +136,9 @@ class WorkerSlots:
                 return slot
         return None
 
+    def _active_bytes(self) -> int:
+        return sum(slot.peak_bytes for slot in self._active)
+
     def _free_threads(self) -> int:
         return self.threads - sum(slot.threads for slot in self._active)
 
@@ -150,7 +159,7 @@ class WorkerSlots:
         Lower strips than usual cost more time than painting side by side saves. So they are used only while a single
         slot is active.
         """
-        reserved_bytes = sum(slot.peak_bytes for slot in self._active)
+        reserved_bytes = self._active_bytes()
         rows = model.tallest_rows(size, count, self.memory_bytes, slots=slots, reserved_bytes=reserved_bytes)
         is_alone = slots == 1 and not self._active
         if rows is not None and (is_alone or rows >= min(MIN_ROWS, strip_rows(size))):

@@ -17,6 +17,7 @@ from serve_app.engine.memory import MemoryModel
 from serve_app.engine.precision import DTYPES, Choice, choose_for_style, choose_precision, compute_dtype
 from serve_app.engine.slots import CPU_STACK_PIXELS, Slot, WorkerSlots
 from serve_app.engine.streaming import StripGenerator
+from serve_app.engine.usage import MemoryUse
 from serve_app.errors import DeviceError, OutOfMemory, RequestError, StyleError
 from serve_app.frames import Device, Frame, Size
 from serve_app.settings import Settings
@@ -47,6 +48,7 @@ class Stylist:
 
     Attributes:
         slots: that batches are painted in.
+        memory: that painting takes.
         digests: of the styles' contents, by name.
 
     Raises:
@@ -83,6 +85,7 @@ class Stylist:
         self._generators = self._threads[0].submit(self._load, styles).result()
         memory_bytes = settings.memory_bytes or free_memory(self.device, memory_share)
         self.slots = WorkerSlots(threads, self._memory_model(self._precision), memory_bytes, stack_pixels)
+        self.memory = MemoryUse(self.device, self.slots)
 
     @property
     def styles(self) -> Collection[str]:
@@ -120,10 +123,13 @@ class Stylist:
             (outcome,) = self.start(slot, style, [np.zeros((WARM_UP_SIDE, WARM_UP_SIDE, 3), np.uint8)]).result()
             if isinstance(outcome, Exception):
                 raise outcome
+        self.memory = MemoryUse(self.device, self.slots)  # what is loaded only now is no painting's
 
     def reserve(self, style: str, size: Size, same_size: int, waiting: int, room: int) -> Slot | None:
         """Reserves a slot for images of one style and size; see `WorkerSlots.reserve`, also for what it raises."""
-        return self.slots.reserve(size, same_size, waiting, room, self._memory_model(self._precisions[style]))
+        slot = self.slots.reserve(size, same_size, waiting, room, self._memory_model(self._precisions[style]))
+        self.memory.note_begin()
+        return slot
 
     def start(self, slot: Slot, style: str, frames: Sequence[Frame]) -> "Future[Outcomes]":
         """Starts to paint frames in a slot, beside what is painted in others, and releases the slot at the end.
@@ -182,6 +188,7 @@ class Stylist:
                         outcomes[at : at + 1] = self._paint_batch(style, [frames[at]], slot.rows)
             return outcomes
         finally:
+            self.memory.note_end()
             self.slots.release(slot)
 
     def _paint_batch(self, style: str, frames: Sequence[Frame], rows: int) -> Outcomes:
