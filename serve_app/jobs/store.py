@@ -19,7 +19,7 @@ from serve_app.jobs.rows import request_members
 from serve_app.jobs.schema import SchemaState, opened, schema_state
 from serve_app.jobs.storage import Storage
 from serve_app.jobs.table import IS_JOB, QUEUED, blobs, jobs, now_ms, store
-from serve_app.jobs.words import Census, Job, Lease, NewJob, Reaped, Status, Submission, Swept
+from serve_app.jobs.words import Census, Job, Lease, NewJob, Reaped, Status, Submission, Swept, Tally
 from serve_app.settings import JobsSettings
 
 
@@ -191,6 +191,20 @@ class JobStore:
             waited_ms = connection.execute(oldest).scalar()
             stored = ledger.bytes_used(connection)
         return Census(counts, None if waited_ms is None else waited_ms / 1000, stored)
+
+    def tally(self) -> Tally:
+        """Counts the jobs by status, for metrics."""
+        waited_ms, attempts = now_ms() - func.min(jobs.c.created_at), func.max(jobs.c.attempt)
+        grouped = select(jobs.c.status, func.count().label("jobs"), waited_ms.label("ms"), attempts.label("attempts"))
+        with self._database.read() as connection:
+            rows = connection.execute(grouped.where(IS_JOB).group_by(jobs.c.status)).all()
+            stored = ledger.bytes_used(connection)
+        return Tally(
+            {Status(row.status): row.jobs for row in rows},
+            {Status(row.status): row.ms / 1000 for row in rows},
+            {Status(row.status): row.attempts for row in rows},
+            stored,
+        )
 
     def _submit(
         self,

@@ -206,5 +206,22 @@ class Census:
     stored_bytes: int
 
 
+@dataclass(frozen=True)
+class Tally:
+    """The jobs of a store, counted for metrics, by status; one of which there are none is left out.
+
+    Attributes:
+        jobs: number of them.
+        oldest_s: seconds since the oldest was submitted.
+        attempts: most attempts at one of them.
+        stored_bytes: of all photographs and paintings.
+    """
+
+    jobs: dict[Status, int]
+    oldest_s: dict[Status, float]
+    attempts: dict[Status, int]
+    stored_bytes: int
+
+
 class SchemaBehind(StoreUnavailable):
     """The store cannot be used until somebody brings the schema of its database up to date."""

@@ -11,7 +11,7 @@ from sqlalchemy import select
 from serve_app.errors import BrokenImage, Gone, KeyReused, OutOfMemory, TooBusy, UnknownJob
 from serve_app.jobs.positions import Positions
 from serve_app.jobs.table import jobs
-from serve_app.jobs.words import NewJob, Status
+from serve_app.jobs.words import NewJob, Status, Tally
 
 MakeBench = Callable[..., Bench]
 
@@ -30,6 +30,21 @@ def test_a_job_waits_runs_and_succeeds(bench: Bench) -> None:
     assert done.finished_at is not None
     assert done.created_at <= done.started_at <= done.finished_at
     bench.check()
+
+
+def test_a_tally_has_every_status_with_its_oldest_job_and_its_most_attempts(bench: Bench) -> None:
+    assert bench.store.tally() == Tally({}, {}, {}, 0)
+    bench.succeed("ann", b"1", b"12345")
+    bench.submit("ann", b"22")
+    lease = bench.claim()
+    assert bench.store.queue.retry(lease, OutOfMemory("again"))
+    bench.pass_time(60)
+    bench.submit("bob", b"333")
+    tally = bench.store.tally()
+    assert tally.jobs == {Status.SUCCEEDED: 1, Status.QUEUED: 2}
+    assert 60 <= tally.oldest_s[Status.QUEUED] < 120
+    assert tally.attempts == {Status.SUCCEEDED: 1, Status.QUEUED: 1}
+    assert tally.stored_bytes == 1 + 5 + 2 + 3
 
 
 def test_ids_are_long_and_random_and_say_nothing_of_the_order(bench: Bench) -> None:

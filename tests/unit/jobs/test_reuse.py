@@ -341,6 +341,7 @@ class TestKept:
     def test_it_is_no_job_that_is_counted(self, bench: Bench) -> None:
         keep(bench)
         assert bench.store.census().jobs == {}
+        assert bench.store.tally().jobs == {}
         submit(bench)
         assert bench.store.census().jobs == {"ann": {Status.SUCCEEDED: 1}}
 
