@@ -1,8 +1,9 @@
 """All settings. YAML keys are the names of these fields, and units are part of the names.
 
 `Settings` is the application's `args`: it shapes the graph and the engine, and changing it rebuilds them. Each of the
-`user_config`s belongs to one deployment, and may change while the service runs. `GuardSettings` is a block of its own,
-which Serve's HTTP proxies read when they start. `JobsSettings` is the block `jobs` of the application's `args`.
+`user_config`s belongs to one deployment, and may change while the service runs. `GuardSettings` and `MetricsSettings`
+are blocks of their own, which Serve's HTTP proxies read when they start. `JobsSettings` is the block `jobs` of the
+application's `args`.
 """
 
 import difflib
@@ -173,6 +174,23 @@ class GuardSettings(StrictModel):
     rate_window_s: PositiveFloat = 20
     max_streams: PositiveInt = 2048
     allowed_hosts: tuple[HostName, ...] | None = None
+
+
+class MetricsSettings(StrictModel):
+    """The block `metrics` of a config file: where the HTTP proxy of each node answers its metrics, if there is a block.
+
+    Attributes:
+        host: address to listen at. Whoever reaches it may read the metrics.
+        port: to listen at.
+    """
+
+    host: str = "127.0.0.1"
+    port: int = Field(default=8001, ge=1, le=65_535)
+
+    @property
+    def address(self) -> str:
+        """The host and the port, as in a URL."""
+        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
 
 
 class WebhookSettings(StrictModel):

@@ -14,6 +14,7 @@ ROOT = Path(__file__).resolve().parents[2]
 PROD = ROOT / "configs" / "prod.yaml"
 TEMPLATE = ROOT / "configs" / "kubernetes" / "rayservice.yaml.in"
 MANIFEST = TEMPLATE.with_suffix("")  # without .in
+OURS = ("guard", "metrics")  # blocks that are not Serve's
 SERVE_INDENT, CONFIG_MAP_INDENT = 4 * " ", 4 * " "
 
 
@@ -28,7 +29,7 @@ def manifest(template: str, prod: str) -> str:
 
     Args:
         template: with the marks of `filled`.
-        prod: text of a Serve config with our block `guard`.
+        prod: text of a Serve config with our own blocks.
     """
     config = yaml.safe_load(prod)
     filled = {
@@ -44,13 +45,13 @@ def manifest(template: str, prod: str) -> str:
 
 def serve_config(config: dict[str, Any]) -> str:
     """Returns the part of a config that is Serve's, as YAML."""
-    return yaml.safe_dump({key: value for key, value in config.items() if key != "guard"}, sort_keys=False, width=110)
+    return yaml.safe_dump({key: value for key, value in config.items() if key not in OURS}, sort_keys=False, width=110)
 
 
 def guard_digest(config: dict[str, Any]) -> str:
     """Returns a digest of what the proxies read only when they start, so that a change of it starts new ones."""
     ingress = next(each for each in config["applications"][0]["deployments"] if each["name"] == "Ingress")
-    read = [config.get("guard"), ingress.get("user_config", {}).get("trusted_proxies")]
+    read = [config.get("guard"), config.get("metrics"), ingress.get("user_config", {}).get("trusted_proxies")]
     return hashlib.sha256(json.dumps(read, sort_keys=True).encode()).hexdigest()[:16]
 
 

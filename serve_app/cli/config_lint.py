@@ -22,6 +22,7 @@ from serve_app.settings import (
     GuardSettings,
     IngressSettings,
     JobRunnerSettings,
+    MetricsSettings,
     Settings,
     StrictModel,
     StylizerSettings,
@@ -32,10 +33,11 @@ from serve_app.styles.catalogue import find_style, installed_styles
 from serve_app.web.keys import NOT_SAID, is_private
 
 BUILDER = "serve_app.app:build"
-GUARD = "guard"  # the one key at the top that is not Serve's
+GUARD, METRICS = "guard", "metrics"  # the keys at the top that are not Serve's
 MERGE_TAG = "tag:yaml.org,2002:merge"  # of the key `<<`
 ONE_MACHINE = ("HeadOnly", "Disabled")  # places of proxies
 SERVE_MAX_ONGOING_REQUESTS = 5  # Serve's default
+SERVE_PORT = HTTPOptionsSchema.model_fields["port"].default
 MAX_PORT = 65_535
 USER_CONFIGS: dict[str, type[StrictModel]] = {
     "Ingress": IngressSettings,
@@ -72,8 +74,8 @@ def lint(path: Path) -> list[str]:
     return read(path)[1]
 
 
-def load_config(path: Path) -> ServeDeploySchema:
-    """Reads a config file that is to be deployed.
+def load_config(path: Path) -> tuple[ServeDeploySchema, MetricsSettings | None]:
+    """Reads a config file that is to be deployed; returns what is Serve's, and where the metrics are to be answered.
 
     Raises:
         SettingsError: with all that `lint` finds, a line each.
@@ -81,7 +83,11 @@ def load_config(path: Path) -> ServeDeploySchema:
     config, findings = read(path)
     if findings:
         raise SettingsError("\n".join(findings))
-    return ServeDeploySchema.model_validate(config)
+    metrics = config.get(METRICS)
+    return (
+        ServeDeploySchema.model_validate(config),
+        None if metrics in (None, False) else load_settings(MetricsSettings, metrics, METRICS),
+    )
 
 
 def read(path: Path) -> tuple[Any, list[str]]:
@@ -94,11 +100,12 @@ def read(path: Path) -> tuple[Any, list[str]]:
         return None, [f"{path}: not YAML: {' '.join(str(error).split())}"]
     if not isinstance(config, dict):
         return None, [f"{path}: not a Serve config: the file must hold keys such as `applications`"]
-    serve_keys = {key: value for key, value in config.items() if key != GUARD}
+    serve_keys = {key: value for key, value in config.items() if key not in (GUARD, METRICS)}
     findings = [
         *unknown_keys(ServeDeploySchema, serve_keys, ""),
         *wrong_values(config),
         *guard_findings(config),
+        *metrics_findings(config),
         *http_findings(config),
         *own_findings(config),
     ]
@@ -225,6 +232,19 @@ def guard_findings(config: dict[str, Any]) -> Iterator[str]:
                     f"({pictures}), so that it can refuse, and under its max_ongoing_requests "
                     f"({ongoing}), so that uploads leave places for others"
                 )
+
+
+def metrics_findings(config: dict[str, Any]) -> Iterator[str]:
+    """Yields findings on where the metrics are answered."""
+    block = config.get(METRICS)
+    if block is None or block is False:  # as `deployments.proxy.metrics_settings` has it
+        return
+    findings = [*wrong_settings(MetricsSettings, block, METRICS)]
+    yield from findings
+    options = config.get("http_options")
+    port = options.get("port", SERVE_PORT) if isinstance(options, dict) else SERVE_PORT
+    if not findings and load_settings(MetricsSettings, block, METRICS).port == port:
+        yield f"{METRICS}.port: {port} is the service's own (http_options.port)"
 
 
 def own_findings(config: dict[str, Any]) -> Iterator[str]:

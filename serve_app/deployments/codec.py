@@ -16,6 +16,7 @@ from ray.serve.handle import DeploymentHandle
 
 from serve_app.deployments.autoscaling import Occupancy
 from serve_app.deployments.calls import Callee
+from serve_app.deployments.metrics import CodecMetrics, Interval
 from serve_app.deployments.retirement import Retirement
 from serve_app.deployments.steps import Handed, Painted, Stylized, Upright, fetch, frame_lost, hand_over, is_small
 from serve_app.errors import RequestError
@@ -37,6 +38,7 @@ class Codec:
     """
 
     def __init__(self, stylizer: DeploymentHandle[Any]) -> None:
+        self.metrics = CodecMetrics()
         self.settings = CodecSettings()
         self.pool = DecoderPool(self.settings.decoder_processes, self.settings.memory_bytes)
         self.encoders = ThreadPoolExecutor(ENCODERS, "encode")
@@ -44,12 +46,14 @@ class Codec:
         self.occupancy = Occupancy()
         self.background = asyncio.Semaphore(self.settings.background_places)
         self.retirement = Retirement()
+        self.interval = Interval(lambda: self.metrics.publish(self.pool.server.pid))
 
-    def reconfigure(self, user_config: dict[str, Any]) -> None:
+    async def reconfigure(self, user_config: dict[str, Any]) -> None:
         """Takes new settings; Serve calls it at the start and when the config changes."""
         self.settings = load_settings(CodecSettings, user_config, "Codec.user_config")
         self.background = asyncio.Semaphore(self.settings.background_places)
         self.pool.resize(self.settings.decoder_processes, self.settings.memory_bytes)
+        self.interval.start()
 
     async def stylize(
         self,

@@ -9,16 +9,15 @@ from typing import Any
 from ray import serve
 from ray.serve.context import _get_global_client
 from ray.serve.handle import DeploymentHandle
-from ray.serve.metrics import Counter, Gauge
 from starlette.types import ASGIApp
 
-from serve_app.deployments import metrics
 from serve_app.deployments.cancellation import DisconnectOnCancel, log_no_cancellations
 from serve_app.deployments.graph import Graph, encoded_image, most_painted_pixels
 from serve_app.deployments.idle import IdleRelease
+from serve_app.deployments.metrics import IngressMetrics, Interval
 from serve_app.deployments.proxy import warn_without_guard
 from serve_app.engine.allocator import return_large_buffers
-from serve_app.errors import RequestError, TooBusy
+from serve_app.errors import TooBusy
 from serve_app.frames import Client, EncodedImage, StylizeRequest
 from serve_app.images.header import read_header
 from serve_app.jobs.desk import JobDesk
@@ -60,12 +59,8 @@ class Ingress:
         self.styles = installed_styles(settings.styles_dir)
         self.precision = settings.precision
         self.catalogue = read_catalogue()
-        self.refusals = Counter(metrics.REFUSALS, "Requests refused, by code.", ("code",))
-        self.gauges = [
-            Gauge(metrics.INSIDE_PICTURES, "Images admitted and not yet answered."),
-            Gauge(metrics.INSIDE_PIXELS, "Their pixels, as they are painted."),
-            Gauge(metrics.PIXELS_PER_SECOND, "Pixels painted per second of work, lately."),
-        ]
+        self.metrics = IngressMetrics()
+        self.interval = Interval(lambda: self.metrics.publish(self.admission))
         self.release = IdleRelease()
         self._ready = (False, 0.0)  # the answer, and when it was asked for
         if settings.jobs.enabled:
@@ -75,12 +70,13 @@ class Ingress:
         warn_without_guard()
 
     def __serve_build_asgi_app__(self) -> ASGIApp:
-        app = create_app(self)
+        app = create_app(self, self.metrics)
         app.add_middleware(DisconnectOnCancel)  # not around it: Serve looks at the app's routes, for logs and metrics
         return app
 
     async def __del__(self) -> None:
-        """Closes the connections to the database of jobs; Serve awaits it when the replica stops."""
+        """Publishes its last counts, and closes the connections to the database of jobs; Serve awaits it at the end."""
+        self.metrics.publish(self.admission)
         if self.jobs is not None:
             await asyncio.to_thread(self.jobs.close)
 
@@ -91,18 +87,18 @@ class Ingress:
         self.keys = load_keys(settings, await asyncio.to_thread(http_host))
         self.settings = settings
         self.admission.limits = admission_limits(settings)
+        self.metrics.use(settings)
+        self.interval.start()
 
     async def stylize(self, data: bytes, request: StylizeRequest, client: Client) -> EncodedImage:
         """Admits a photograph by its header, before anything is decoded, and runs it through the pipeline."""
         began = time.monotonic()
-        try:
-            header = read_header(data)
-            with self.admitted(client, most_painted_pixels(header, request)):
-                stylized = await self.graph.stylize(data, header, request)
-                return encoded_image(request, stylized, 1000 * (time.monotonic() - began))
-        except RequestError as refusal:
-            self.refusals.inc(tags={"code": refusal.code})
-            raise
+        header = read_header(data)
+        with self.admitted(client, most_painted_pixels(header, request)):
+            stylized = await self.graph.stylize(data, header, request)
+        answer = encoded_image(request, stylized, 1000 * (time.monotonic() - began))
+        self.metrics.steps.observe(answer.receipt.timings_ms)
+        return answer
 
     def painter(self, style: str) -> str:
         """Returns the name of what would paint in a style now; empty if its file is no more the one that was read."""
@@ -111,13 +107,9 @@ class Ingress:
 
     async def check(self, data: bytes, request: StylizeRequest) -> int:
         """Refuses a photograph that can never be painted, by its header; returns the pixels that will be painted."""
-        try:
-            header = read_header(data)
-            pixels = most_painted_pixels(header, request)
-            await self.graph.check(header)
-        except RequestError as refusal:
-            self.refusals.inc(tags={"code": refusal.code})
-            raise
+        header = read_header(data)
+        pixels = most_painted_pixels(header, request)
+        await self.graph.check(header)
         return pixels
 
     async def upright(self, data: bytes, request: StylizeRequest) -> tuple[bytes, str]:
@@ -147,21 +139,12 @@ class Ingress:
                 full.retry_after_s,
                 full.position,
             ) from None
-        self.update_gauges()
+        self.release.update(is_idle=False)
         try:
-            with ticket:
+            with ticket, self.metrics.inside.one():
                 yield
         finally:
-            self.update_gauges()
-
-    def update_gauges(self) -> None:
-        """Publishes what is admitted now, and the rate that admission decides by."""
-        admitted = self.admission.occupancy
-        self.release.update(is_idle=not admitted.images)
-        for gauge, value in zip(
-            self.gauges, (admitted.images, admitted.pixels, self.admission.pixels_per_second), strict=True
-        ):
-            gauge.set(value)
+            self.release.update(is_idle=not self.admission.occupancy.images)
 
     async def is_ready(self) -> bool:
         """Returns whether a model replica has painted its warm-up image."""

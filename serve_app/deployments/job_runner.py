@@ -6,6 +6,7 @@ All that does not need Ray is in `jobs/runner.py`.
 import asyncio
 import logging
 import time
+from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -15,12 +16,11 @@ from ray.exceptions import RayError
 from ray.serve.context import _get_global_client
 from ray.serve.exceptions import RayServeException
 from ray.serve.handle import DeploymentHandle
-from ray.serve.metrics import Counter, Gauge
 
-from serve_app.deployments import metrics
 from serve_app.deployments.cancellation import log_no_cancellations
 from serve_app.deployments.graph import Graph, encoded_image, most_painted_pixels
 from serve_app.deployments.idle import IdleRelease
+from serve_app.deployments.metrics import COUNT_JOBS_S, Interval, JobMetrics
 from serve_app.engine.allocator import return_large_buffers
 from serve_app.errors import StoreUnavailable
 from serve_app.frames import EncodedImage, StylizeRequest
@@ -64,7 +64,9 @@ class JobRunner:
         self.settings = JobRunnerSettings()
         self.graph = Graph(codec)
         self.stylizer = stylizer
-        self.metrics = JobMetrics()
+        self.metrics = JobMetrics(settings.jobs)
+        self.interval = Interval(self.publish)
+        self.waiting_pixels = 0
         self.release = IdleRelease()
         self.store: JobStore | None = None
         self.runner: Runner | None = None
@@ -78,6 +80,8 @@ class JobRunner:
             SettingsError: if a setting is wrong. A database that does not answer is none: it is asked again.
         """
         self.settings = load_settings(JobRunnerSettings, user_config, "JobRunner.user_config")
+        self.metrics.use(self.settings)
+        self.interval.start()
         if self.runner is not None:
             self.runner.settings = self.settings
             self.runner.nudge()
@@ -94,6 +98,7 @@ class JobRunner:
         self.runner.most_pictures = 1  # until it is known how many Stylizers there are
         self.runner.start()
         self.tasks.append(asyncio.create_task(self.follow(self.runner)))
+        self.tasks.append(asyncio.create_task(self.count_jobs(store)))
         if self.secret is not None:
             self.tasks.append(asyncio.create_task(self.begin_webhooks(store, self.secret)))
 
@@ -121,21 +126,31 @@ class JobRunner:
         while True:
             await asyncio.sleep(FOLLOW_S)
             was_idle, is_idle = is_idle, not runner.pictures
-            self.metrics.at_work.set(runner.pictures)
             if is_idle != was_idle:
                 self.release.update(is_idle)
             if is_idle:
+                self.waiting_pixels = 0
                 continue
             try:
                 replicas = await asyncio.to_thread(running_replicas, application)
                 places = self.settings.stylizer_places * replicas["Stylizer"]
                 runner.most_pictures = places // max(replicas["JobRunner"], 1)
                 runner.nudge()
-                waiting = await runner.waiting_pixels()
-                self.metrics.waiting_pixels.set(waiting)
-                await asyncio.wait_for(self.stylizer.hear_of_jobs.remote(waiting), FOLLOW_S)
+                self.waiting_pixels = await runner.waiting_pixels()
+                await asyncio.wait_for(self.stylizer.hear_of_jobs.remote(self.waiting_pixels), FOLLOW_S)
             except (StoreUnavailable, RayError, RayServeException, TimeoutError) as error:
                 logger.warning("the service cannot be followed at this moment: %s", type(error).__name__)
+
+    async def count_jobs(self, store: JobStore) -> None:
+        """Counts the jobs in the table now and then, for the metrics."""
+        while True:
+            with suppress(StoreUnavailable):  # the store has logged it
+                self.metrics.publish_table(await asyncio.to_thread(store.tally))
+            await asyncio.sleep(COUNT_JOBS_S)
+
+    def publish(self) -> None:
+        """Publishes what it works on."""
+        self.metrics.publish(0 if self.runner is None else self.runner.pictures, self.waiting_pixels)
 
     def pixels(self, photo: bytes, request: StylizeRequest) -> int:
         """Returns how many pixels will be painted; see `jobs.runner.Painter`."""
@@ -146,7 +161,9 @@ class JobRunner:
         began = time.monotonic()
         wanted = replace(request, timeout_s=self.settings.timeout_s)
         stylized = await self.graph.stylize(photo, read_header(photo), wanted, background=True)
-        return encoded_image(request, stylized, 1000 * (time.monotonic() - began))
+        painting = encoded_image(request, stylized, 1000 * (time.monotonic() - began))
+        self.metrics.steps.observe(painting.receipt.timings_ms)
+        return painting
 
     def ended(self, outcome: str) -> None:
         """Counts the end of an attempt, and has its webhook sent; see `jobs.runner.Observer`."""
@@ -168,24 +185,6 @@ class JobRunner:
         await asyncio.gather(*(part.stop() for part in (self.runner, self.courier) if part is not None))
         if self.store is not None:
             await asyncio.to_thread(self.store.close)
-
-
-class JobMetrics:
-    """Metrics of jobs and webhooks; see `jobs.courier.Observer`."""
-
-    def __init__(self) -> None:
-        self.ends = Counter(metrics.JOB_ENDS, "Attempts at jobs, by how they ended.", ("outcome",))
-        self.at_work = Gauge(metrics.JOBS_AT_WORK, "Jobs that a JobRunner works on.")
-        self.waiting_pixels = Gauge(metrics.JOBS_WAITING_PIXELS, "Estimated pixels of jobs that wait in the database.")
-        self.webhooks = Counter(metrics.WEBHOOKS, "Attempts at webhooks, by what came of them.", ("outcome",))
-
-    def ended(self, outcome: str) -> None:
-        """Counts the end of an attempt."""
-        self.ends.inc(tags={"outcome": outcome})
-
-    def sent(self, outcome: str) -> None:
-        """Counts an attempt at a webhook."""
-        self.webhooks.inc(tags={"outcome": outcome})
 
 
 def described(job: Job, root_path: str) -> dict[str, Any]:

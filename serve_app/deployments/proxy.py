@@ -1,12 +1,12 @@
-"""Puts the guard into Serve's HTTP proxies.
+"""Puts the guard into Serve's HTTP proxies, and beside it the address that answers the metrics of their nodes.
 
 Serve calls `middlewares` in each proxy if the variable `RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH` names it. The
-guard's settings are in the config file that `ANIMEGAN_CONFIG` names. Both must be in the environment that starts Ray.
+settings of both are in the config file that `ANIMEGAN_CONFIG` names. Both variables must be in the environment that
+starts Ray.
 """
 
 import logging
 import os
-import time
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,17 +14,17 @@ from typing import TYPE_CHECKING, Any
 import uvicorn.config
 import yaml
 from ray.serve._private.constants import SERVE_SESSION_ID
-from ray.util.metrics import Counter, Gauge
 from starlette.middleware import Middleware
 
-from serve_app.deployments import metrics
+from serve_app.deployments import exposition
 from serve_app.deployments.cancellation import log_no_cancellations
 from serve_app.deployments.idle import IdleRelease
+from serve_app.deployments.metrics import GuardMetrics
 from serve_app.engine.allocator import return_large_buffers
 from serve_app.errors import SettingsError
 from serve_app.jobs.news import News
 from serve_app.jobs.threads import StoreThreads
-from serve_app.settings import GuardSettings, IngressSettings, JobsSettings, load_settings
+from serve_app.settings import GuardSettings, IngressSettings, JobsSettings, MetricsSettings, load_settings
 from serve_app.web.connection import GuardedProtocol
 from serve_app.web.guard import Guard, Site
 from serve_app.web.keys import is_private
@@ -35,7 +35,6 @@ if TYPE_CHECKING:  # SQLAlchemy
 CALLBACK_VARIABLE = "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH"
 CALLBACK = "serve_app.deployments.proxy:middlewares"
 CONFIG_VARIABLE = "ANIMEGAN_CONFIG"
-PUBLISH_S = 1.0  # between two updates of the gauges
 
 logger = logging.getLogger("ray.serve")
 
@@ -50,6 +49,8 @@ def middlewares() -> list[Middleware]:
     log_no_cancellations()
     os.environ["FORWARDED_ALLOW_IPS"] = ""  # or uvicorn believes X-Forwarded-For from 127.0.0.1; the guard decides that
     config = read_config()
+    observer = Observer()
+    serve_metrics(config, observer)
     block = config.get("guard")
     if block is False:  # YAML's `off`
         logger.warning("the guard is off: uploads reach Serve as they come")
@@ -61,7 +62,21 @@ def middlewares() -> list[Middleware]:
         raise SettingsError(f"guard.spool_dir: {settings.spool_dir} is not a folder that this process may write to")
     protocol = type("Protocol", (GuardedProtocol,), {"header_timeout_s": settings.header_timeout_s})
     uvicorn.config.HTTP_PROTOCOLS["auto"] = protocol  # type: ignore[assignment]  # a class will do, too
-    return [Middleware(Guard, settings=settings, site=site(config), observer=Metrics(), news=news_of_jobs(config))]
+    return [Middleware(Guard, settings=settings, site=site(config), observer=observer, news=news_of_jobs(config))]
+
+
+def serve_metrics(config: dict[str, Any], observer: GuardMetrics) -> None:
+    """Answers the metrics of this node at the address that a config names, if it names one.
+
+    Raises:
+        SettingsError: if its block `metrics` is wrong.
+    """
+    block, folder = config.get("metrics"), exposition.join()
+    if block is None or block is False or folder is None:  # YAML's `off` is False
+        return
+    if not isinstance(block, dict):
+        raise SettingsError("metrics: must hold keys, or be off")
+    exposition.serve(load_settings(MetricsSettings, block, "metrics"), folder, observer.publish_process)
 
 
 def warn_without_guard() -> None:
@@ -128,38 +143,14 @@ def open_jobs(settings: JobsSettings) -> "JobReader":
     return open_reader(settings)
 
 
-class Metrics:
-    """Publishes what the guard counts on Ray's Prometheus port."""
+class Observer(GuardMetrics):
+    """Counts what the guard does, and returns memory when it holds nothing."""
 
     def __init__(self) -> None:
-        self._refusals = Counter(metrics.GUARD_REFUSALS, "Requests refused by the guard, by code.", ("code",))
-        self._uploads = Gauge(metrics.GUARD_UPLOADS, "Bodies that a proxy holds.")
-        self._memory = Gauge(metrics.GUARD_MEMORY_BYTES, "Their bytes in memory.")
-        self._disk = Gauge(metrics.GUARD_DISK_BYTES, "Their bytes in temporary files.")
-        self._waiting = Gauge(metrics.GUARD_WAITING, "Bodies that have arrived and wait for their turn.")
-        self._forwarded = Gauge(metrics.GUARD_FORWARDED, "Requests with a body that a proxy has in the service.")
-        self._streams = Gauge(metrics.GUARD_STREAMS, "Streams of events that a proxy serves.")
-        self._published = 0.0
+        super().__init__()
         self._release = IdleRelease()
 
-    def refused(self, code: str) -> None:
-        """Counts a refusal."""
-        self._refusals.inc(tags={"code": code})
-
     def holds(self, guard: Guard) -> None:
-        """Publishes what the guard holds, at most once a second unless it holds nothing more."""
-        intake, now = guard.intake, time.monotonic()
-        self._release.update(is_idle=not intake.uploads)
-        is_busy = bool(intake.uploads or (guard.streams is not None and guard.streams.open))
-        if now - self._published < PUBLISH_S and is_busy:
-            return
-        self._published = now
-        for gauge, value in (
-            (self._uploads, intake.uploads.total()),
-            (self._memory, intake.memory_bytes),
-            (self._disk, intake.disk.total()),
-            (self._waiting, guard.gate.waiting),
-            (self._forwarded, guard.gate.inside),
-            (self._streams, 0 if guard.streams is None else guard.streams.open.total()),
-        ):
-            gauge.set(value)
+        """Takes note that what the guard holds has changed."""
+        super().holds(guard)
+        self._release.update(is_idle=not guard.intake.uploads)

@@ -13,10 +13,8 @@ from typing import TYPE_CHECKING, Any
 import ray
 from ray import serve
 from ray.exceptions import RayError
-from ray.serve.metrics import Gauge, Histogram
 
-from serve_app.deployments import metrics
-from serve_app.deployments.autoscaling import WorkReport
+from serve_app.deployments.metrics import Interval, StylizerMetrics
 from serve_app.deployments.retirement import Retirement
 from serve_app.deployments.steps import Handed, Painted, fetch_async, frame_lost, hand_over
 from serve_app.engine.slots import Slot
@@ -46,16 +44,22 @@ class Stylizer:
         print(self.stylist.describe(), flush=True)
         self.settings = StylizerSettings()
         self.metrics = StylizerMetrics()
+        self.interval = Interval(self.publish)
         self.batcher: Batcher[Key, Frame, Frame] = Batcher(self, self.settings.max_batch_size, observer=self.metrics)
         self.releasing: asyncio.TimerHandle | None = None
         self.retirement = Retirement()
 
-    def reconfigure(self, user_config: dict[str, Any]) -> None:
+    async def reconfigure(self, user_config: dict[str, Any]) -> None:
         """Takes new settings; Serve calls it at the start and when the config changes."""
         self.settings = load_settings(StylizerSettings, user_config, "Stylizer.user_config")
         self.batcher.max_batch_size = self.settings.max_batch_size
         self.batcher.linger_s = self.settings.linger_s
         self.batcher.background_after_s = self.settings.background_after_s
+        self.interval.start()
+
+    def publish(self) -> None:
+        """Publishes what waits now, and what painting takes."""
+        self.metrics.publish(self.batcher, len(self.stylist.styles), self.stylist.memory)
 
     async def paint(
         self, handed: Handed, style: str, expires_s: float | None = None, background: bool = False
@@ -101,7 +105,6 @@ class Stylizer:
 
     async def run(self, slot: Slot, key: Key, frames: list[Frame]) -> list[Frame | Exception]:
         """Paints one batch; see `queueing.batching.Device`."""
-        self.metrics.update(self.batcher)
         if self.releasing is not None:
             self.releasing.cancel()
         try:
@@ -112,7 +115,6 @@ class Stylizer:
 
     async def record_autoscaling_stats(self) -> dict[str, float]:
         """Returns the figures that `autoscaling.PixelBacklog` decides by."""
-        self.metrics.update(self.batcher)
         batcher = self.batcher
         requests = batcher.waiting_pixels - batcher.background_pixels
         running_s = batcher.running_for_s(is_foreground=True)
@@ -132,7 +134,6 @@ class Stylizer:
         Raises:
             Retiring: if this replica is to be replaced when it has painted what it has.
         """
-        self.metrics.update(self.batcher)
         running_s, limit_s = self.batcher.running_for_s(), self.settings.stuck_after_s
         if running_s > limit_s:
             end_process(
@@ -163,37 +164,3 @@ def make_stylist(settings: Settings) -> "Stylist":
     )
     stylist.warm_up()
     return stylist
-
-
-class StylizerMetrics:
-    """Metrics of batches, and the figures for autoscaling."""
-
-    def __init__(self) -> None:
-        self.work = WorkReport()
-        self.batch_size = Histogram(metrics.BATCH_SIZE, "Images in a batch.", metrics.BATCH_SIZES)
-        self.queue_s = Histogram(metrics.QUEUE_SECONDS, "From an image's arrival to its batch.", metrics.SECONDS)
-        self.batch_s = Histogram(metrics.BATCH_SECONDS, "Of a batch on the device.", metrics.SECONDS)
-        self.waiting_pictures = Gauge(metrics.WAITING_PICTURES, "Images that wait for the device.")
-        self.waiting_pixels = Gauge(metrics.WAITING_PIXELS, "Their pixels.")
-
-    def on_batch(
-        self,
-        key: Key,
-        size: int,
-        pixels: int,
-        background_pixels: int,
-        waits_s: list[float],
-        ran_s: float,
-        busy_s: float,
-    ) -> None:
-        """Records a batch that has ended; see `queueing.batching.Observer`."""
-        self.work.add_batch(size, pixels, busy_s, background_pixels)
-        self.batch_size.observe(size)
-        self.batch_s.observe(ran_s)
-        for wait_s in waits_s:
-            self.queue_s.observe(wait_s)
-
-    def update(self, batcher: Batcher[Key, Frame, Frame]) -> None:
-        """Publishes what waits now."""
-        self.waiting_pictures.set(batcher.waiting)
-        self.waiting_pixels.set(batcher.waiting_pixels)

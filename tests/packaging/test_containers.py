@@ -17,7 +17,7 @@ from shared import ROOT, SHIPPED_STYLES
 from validators import complaints, module, program
 
 from serve_app.cli.plan import read_service
-from serve_app.settings import MIB
+from serve_app.settings import MIB, MetricsSettings, load_settings
 
 DOCKERFILE = (ROOT / "Dockerfile").read_text()
 COMPOSE: dict[str, Any] = yaml.safe_load((ROOT / "compose.yaml").read_text())
@@ -195,7 +195,9 @@ def test_prometheus_and_grafana_ask_where_the_metrics_are() -> None:
     services = COMPOSE["services"]
     prometheus = yaml.safe_load((ROOT / "configs" / "prometheus" / "prometheus.yaml").read_text())
     (target,) = prometheus["scrape_configs"][0]["static_configs"][0]["targets"]
-    assert target == f"animegan:{services['animegan']['environment']['ANIMEGAN_METRICS_PORT']}"
+    metrics = load_settings(MetricsSettings, yaml.safe_load(CONTAINER.read_text())["metrics"], "metrics")
+    assert target == f"animegan:{metrics.port}"
+    assert metrics.host == "0.0.0.0"
     (source,) = yaml.safe_load((ROOT / "configs/grafana/datasources/prometheus.yaml").read_text())["datasources"]
     assert source["url"] == "http://prometheus:9090"
     assert set(services["prometheus"]["networks"]) & set(services["grafana"]["networks"])

@@ -84,9 +84,10 @@ def test_a_change_of_the_config_changes_the_manifest() -> None:
     )
 
 
-def test_what_is_served_is_the_production_config_without_the_guard_and_serve_takes_it(tmp_path: Path) -> None:
+def test_what_is_served_is_the_production_config_without_our_own_blocks_and_serve_takes_it(tmp_path: Path) -> None:
     prod = yaml.safe_load(PROD.read_text())
-    prod.pop("guard")
+    for block in ("guard", "metrics"):
+        prod.pop(block)
     assert prod == SERVED
     ServeDeploySchema.model_validate(SERVED)
     path = tmp_path / "prod.yaml"
@@ -212,7 +213,7 @@ def test_the_policy_lets_others_in_to_the_ports_for_clients_and_metrics_alone() 
         }
         for rule in others
     }
-    assert doors == {"kuberay-system": {8265, 8000}, "ingress-nginx": {8000}, "monitoring": {8080}}
+    assert doors == {"kuberay-system": {8265, 8000}, "ingress-nginx": {8000}, "monitoring": {8001, 8080}}
 
 
 def test_budgets_keep_a_worker_of_each_kind() -> None:

@@ -21,14 +21,13 @@ from ray import serve
 from ray.serve.context import _get_global_client
 from ray.serve.schema import ServeDeploySchema
 
-from serve_app.cli.config_lint import MAX_PORT, load_config
+from serve_app.cli.config_lint import load_config
 from serve_app.cli.local_cluster.environment import ray_environment
 from serve_app.deployments.proxy import CONFIG_VARIABLE
 from serve_app.errors import AnimeganError, SettingsError
 from serve_app.settings import IngressSettings, load_settings
 from serve_app.web.keys import load_keys
 
-METRICS_PORT_VARIABLE = "ANIMEGAN_METRICS_PORT"
 POLL_S = 0.5
 READY_TIMEOUT_S = 300
 SERVE_NAMESPACE = "serve"  # the namespace that `serve run` uses
@@ -77,12 +76,14 @@ def start(config: Path, ray_folder: Path, dashboard: bool = False) -> None:
         SettingsError: naming everything that is wrong with the config.
         StartError: if its port is taken, or the deployment fails or takes too long.
     """
-    document = load_config(config)
+    document, metrics = load_config(config)
     host, port = http_address(document)
     if port_is_taken(host, port):
         raise StartError(
             f"port {port} of {host} is taken; stop what listens there, or set http_options.port in {config}"
         )
+    if metrics is not None and port_is_taken(metrics.host, metrics.port):
+        raise StartError(f"{metrics.address} is taken; stop what listens there, or set metrics.port in {config}")
     if "RAY_ADDRESS" not in os.environ:  # on another machine the files may be others
         check_keys(document)
     if os.environ.get("RAY_AUTH_MODE") == "disabled":
@@ -99,7 +100,6 @@ def start(config: Path, ray_folder: Path, dashboard: bool = False) -> None:
             namespace=SERVE_NAMESPACE,
             include_dashboard=dashboard,
             logging_level=logging.WARNING,
-            _metrics_export_port=metrics_port(),
             _temp_dir=str(ray_folder / "ray"),  # Ray opens its own folder to everybody, but not the one around it
         )
         if dashboard:
@@ -109,20 +109,6 @@ def start(config: Path, ray_folder: Path, dashboard: bool = False) -> None:
     deploy(document)
     wait_until_ready(f"http://{host}:{port}")
     print_welcome(f"http://{host}:{port}")
-
-
-def metrics_port() -> int | None:
-    """Returns the port that the environment names for Ray's Prometheus metrics; None lets Ray choose one.
-
-    Raises:
-        StartError: if it is no port.
-    """
-    value = os.environ.get(METRICS_PORT_VARIABLE)
-    if not value:
-        return None
-    if not value.isdecimal() or not 1 <= int(value) <= MAX_PORT:
-        raise StartError(f"{METRICS_PORT_VARIABLE}: {value} is no port; it must be from 1 to {MAX_PORT}")
-    return int(value)
 
 
 def check_keys(document: ServeDeploySchema) -> None:
@@ -191,7 +177,7 @@ def http_address(document: ServeDeploySchema) -> tuple[str, int]:
 def port_is_taken(host: str, port: int) -> bool:
     """Returns whether something listens on the port."""
     with socket.socket() as probe:
-        return probe.connect_ex((host, port)) == 0
+        return probe.connect_ex((host, port)) == 0  # 0.0.0.0 is reached at the loopback
 
 
 def wait_until_ready(address: str) -> None:

@@ -302,6 +302,25 @@ def test_guard_may_be_off_or_have_its_defaults(findings: Findings, block: object
     assert findings(changed(("guard",), block)) == []
 
 
+@pytest.mark.parametrize("block", [{}, {"host": "0.0.0.0", "port": 9000}, None, False])
+def test_metrics_may_be_anywhere_or_off(findings: Findings, block: object) -> None:
+    assert findings(changed(("metrics",), block)) == []
+
+
+@pytest.mark.parametrize(
+    ("block", "said"),
+    [
+        ({"prot": 9000}, "metrics.prot: unknown key, did you mean port?"),
+        ({"port": 0}, "metrics.port: Input should be greater than or equal to 1"),
+        ({"port": 8000}, "metrics.port: 8000 is the service's own (http_options.port)"),
+        ("on", "metrics: must hold keys"),
+    ],
+)
+def test_settings_of_the_metrics_are_checked(findings: Findings, block: object, said: str) -> None:
+    (finding,) = findings(changed(("metrics",), block))
+    assert finding.startswith(said)
+
+
 def test_guard_that_is_no_mapping_is_named(findings: Findings) -> None:
     assert findings(changed(("guard",), True)) == ["guard: must hold keys"]
 

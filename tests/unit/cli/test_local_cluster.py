@@ -56,6 +56,19 @@ def test_taken_port_ends_the_start_before_ray(
     assert "is taken; stop what listens there, or set http_options.port in" in capsys.readouterr().err
 
 
+def test_taken_port_of_the_metrics_ends_the_start_before_ray(
+    config: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        config.write_text(yaml.safe_dump(yaml.safe_load(config.read_text()) | {"metrics": {"port": port}}))
+        assert run_main(config, monkeypatch) == 1
+    said = f"127.0.0.1:{port} is taken; stop what listens there, or set metrics.port in"
+    assert said in capsys.readouterr().err
+
+
 def test_ray_without_its_token_is_refused(
     config: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -109,26 +122,3 @@ def test_tasks_are_listed_for_the_dashboard() -> None:
     assert (
         ray_environment(dashboard=False).items() - ray_environment(dashboard=True).items() == WITHOUT_DASHBOARD.items()
     )
-
-
-@pytest.mark.parametrize(("value", "port"), [("8080", 8080), ("", None)])
-def test_metrics_are_at_the_port_that_the_environment_names(
-    config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, value: str, port: int | None
-) -> None:
-    ports: list[object] = []
-    monkeypatch.setenv("ANIMEGAN_METRICS_PORT", value)
-    monkeypatch.setattr("ray.init", lambda *_, **options: ports.append(options["_metrics_export_port"]))
-    for name in ("deploy", "wait_until_ready"):
-        monkeypatch.setattr(local_cluster, name, lambda _: None)
-    monkeypatch.setattr(local_cluster, "ray_environment", lambda dashboard: {})
-    local_cluster.start(config, tmp_path)
-    assert ports == [port]
-
-
-@pytest.mark.parametrize("value", ["http", "0", "65536", "-1"])
-def test_metrics_port_that_is_none_ends_the_start_before_ray(
-    config: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], value: str
-) -> None:
-    monkeypatch.setenv("ANIMEGAN_METRICS_PORT", value)
-    assert run_main(config, monkeypatch) == 1
-    assert f"ANIMEGAN_METRICS_PORT: {value} is no port" in capsys.readouterr().err

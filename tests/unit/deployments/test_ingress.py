@@ -14,6 +14,7 @@ from jobstores import make_settings
 from serve_app.deployments import ingress as module
 from serve_app.deployments.graph import encoded_image
 from serve_app.deployments.ingress import Ingress, admission_limits
+from serve_app.deployments.metrics import IngressMetrics, Interval
 from serve_app.deployments.steps import Stylized
 from serve_app.errors import SettingsError, TooBusy, Unauthorized
 from serve_app.frames import Client, Size, StylizeRequest
@@ -60,7 +61,9 @@ def bare_ingress(settings: IngressSettings) -> Any:
         styles=installed_styles(),
         catalogue=read_catalogue(),
         precision="bf16",
-        update_gauges=lambda: None,
+        metrics=IngressMetrics(),
+        interval=Interval(lambda: None),
+        release=SimpleNamespace(update=lambda is_idle: None),
     )
     wrapped = cast("Any", Ingress).func_or_class
     for name in ("reconfigure", "admitted", "painter"):
@@ -170,8 +173,10 @@ def test_ingress_that_stops_closes_the_store_of_jobs(tmp_path: Path, monkeypatch
 
     async def scene() -> None:
         assert await desk.reports(["nothing"]) == []  # opens the store
-        await wrapped.__base__.__del__(SimpleNamespace(jobs=desk))
-        await wrapped.__base__.__del__(SimpleNamespace(jobs=None))
+        for jobs in (desk, None):
+            ingress = bare_ingress(IngressSettings())
+            ingress.jobs = jobs
+            await wrapped.__base__.__del__(ingress)
 
     asyncio.run(scene())
     assert len(closed) == 1

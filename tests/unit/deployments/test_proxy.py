@@ -9,9 +9,10 @@ import pytest
 import uvicorn.config
 import yaml
 
-from serve_app.deployments import proxy
+from serve_app.deployments import exposition, proxy
 from serve_app.deployments.proxy import CALLBACK, CALLBACK_VARIABLE, CONFIG_VARIABLE, middlewares, warn_without_guard
 from serve_app.errors import SettingsError
+from serve_app.settings import MetricsSettings
 from serve_app.web.connection import GuardedProtocol
 from serve_app.web.guard import Guard, Site
 
@@ -45,6 +46,38 @@ def test_uvicorn_parses_with_the_guarded_protocol_and_believes_no_header(
     assert issubclass(config.http_protocol_class, GuardedProtocol)
     assert config.http_protocol_class.header_timeout_s == 3
     assert config.forwarded_allow_ips == os.environ["FORWARDED_ALLOW_IPS"] == ""
+
+
+@pytest.mark.parametrize("block", [None, False])
+def test_no_metrics_are_answered_where_the_config_names_no_address(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, block: object
+) -> None:
+    monkeypatch.setattr(exposition, "join", lambda: tmp_path)
+    monkeypatch.setattr(exposition, "serve", lambda *_: pytest.fail("it was served"))
+    guard_of({"metrics": block}, tmp_path, monkeypatch)
+
+
+@pytest.mark.parametrize("guard", [{}, False])
+def test_metrics_are_answered_where_the_config_says_whether_or_not_there_is_a_guard(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, guard: object
+) -> None:
+    served: list[tuple[MetricsSettings, Path]] = []
+    monkeypatch.setattr(exposition, "join", lambda: tmp_path / "folder")
+    monkeypatch.setattr(exposition, "serve", lambda settings, folder, before: served.append((settings, folder)))
+    path = tmp_path / "config.yaml"
+    path.write_text(yaml.safe_dump({"metrics": {"host": "0.0.0.0", "port": 9000}, "guard": guard}))
+    monkeypatch.setenv(CONFIG_VARIABLE, str(path))
+    middlewares()
+    assert served == [(MetricsSettings(host="0.0.0.0", port=9000), tmp_path / "folder")]
+
+
+def test_wrong_settings_of_the_metrics_keep_a_proxy_from_starting(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(exposition, "join", lambda: tmp_path)
+    for block, said in (({"prot": 1}, "did you mean port"), ("on", "must hold keys, or be off")):
+        with pytest.raises(SettingsError, match=said):
+            guard_of({"metrics": block}, tmp_path, monkeypatch)
 
 
 def test_settings_come_from_the_file_that_the_environment_names(
