@@ -2,7 +2,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from service import ANIMEGAN, LOCAL_CONFIG, Service, changed_config, running
+import yaml
+from service import ANIMEGAN, LOCAL_CONFIG, Service, changed_config, free_port, running
 from shared import SHARED
 
 from serve_app.engine.checkpoints import read_checkpoint, save_style
@@ -11,7 +12,13 @@ from serve_app.styles.catalogue import Style
 
 
 @pytest.fixture(scope="session")
-def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
+def metrics_address() -> str:
+    """Where the service of this folder answers its metrics."""
+    return f"127.0.0.1:{free_port()}"
+
+
+@pytest.fixture(scope="session")
+def service(tmp_path_factory: pytest.TempPathFactory, metrics_address: str) -> Iterator[Service]:
     """One service for all tests of this folder: configs/local.yaml with batches, a short queue and a second style.
 
     A third style is damaged.
@@ -27,6 +34,9 @@ def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
         config,
         Ingress={"user_config": {"queue_time_s": 4, "queue_least_pictures": 20, "trusted_proxies": ["127.0.0.0/8"]}},
     )
+    host, port = metrics_address.split(":")
+    document = yaml.safe_load(config.read_text()) | {"metrics": {"host": host, "port": int(port)}}
+    config.write_text(yaml.safe_dump(document))
     styles = folder / "styles"
     checkpoint = SHARED / "weights" / "hayao_99.pt"
     weights = (
