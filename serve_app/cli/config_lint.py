@@ -93,7 +93,7 @@ def load_config(path: Path) -> tuple[ServeDeploySchema, MetricsSettings | None]:
 def read(path: Path) -> tuple[Any, list[str]]:
     """Returns the content of a config file and the findings in it."""
     try:
-        config = yaml.load(path.read_text(encoding="utf-8"), UniqueKeyLoader)  # noqa: S506 (it is a SafeLoader)
+        config = yaml.load(path.read_text(encoding="utf-8"), UniqueKeyLoader)  # noqa: S506 # nosec B506 # a SafeLoader
     except OSError as error:
         return None, [f"{path}: cannot be read: {error.strerror}"]
     except (yaml.YAMLError, UnicodeDecodeError) as error:

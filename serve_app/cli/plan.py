@@ -219,7 +219,7 @@ def as_text(service: Service, container: str, limit: int | None, fitting: Servic
     )
     yield ""
     yield from table(
-        ["container", "holds", "limit", "/dev/shm"],
+        ["container", "holds", "limit", "/dev/shm"],  # noqa: S108 # nosec B108 # a heading
         (
             [name, holds(name, parts), in_mib(service.limit_bytes(name)), in_mib(shared_bytes(service, name))]
             for name, parts in service.containers().items()

@@ -24,7 +24,7 @@ def run(config: Path, dashboard: bool = False) -> int:
         dashboard: start Ray's dashboard too.
     """
     # Of this user alone. At a short path, because the names of Unix sockets in it may have 107 characters at most.
-    ray_folder = tempfile.mkdtemp(prefix="animegan-", dir="/tmp")
+    ray_folder = tempfile.mkdtemp(prefix="animegan-", dir="/tmp")  # nosec B108 # made anew, with mode 0700
     command = [sys.executable, "-m", "serve_app.cli.local_cluster", str(config), "--ray-folder", ray_folder]
     if dashboard:
         command.append("--dashboard")
@@ -33,7 +33,7 @@ def run(config: Path, dashboard: bool = False) -> int:
     serving = None
     try:
         # In a session of its own: Ctrl-C in a terminal then reaches only this process, which stops the child in order.
-        serving = subprocess.Popen(command, start_new_session=True)
+        serving = subprocess.Popen(command, start_new_session=True)  # noqa: S603 # nosec B603 # our own module
         return serving.wait()
     except Stop:
         print("\nstopping ...", flush=True)

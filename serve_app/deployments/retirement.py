@@ -83,7 +83,7 @@ class Retirement:
         self._private_bytes = private_bytes or private_bytes_of_this_process
         self._clock, self._wall_clock = clock, wall_clock
         self._started_s = clock()
-        self._age_factor = random.uniform(1 - JITTER, 1 + JITTER)
+        self._age_factor = random.uniform(1 - JITTER, 1 + JITTER)  # noqa: S311 # nosec B311 # so that not all go at once
         self._checks_above = 0
         self._reason = ""
         self._due_s = 0.0

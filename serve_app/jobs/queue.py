@@ -357,7 +357,7 @@ class JobQueue:
 
 
 ANY_WAITING = select(jobs.c.number).where(QUEUED).order_by(jobs.c.turn, jobs.c.number).limit(1)  # by the index
-NO_LEASE: dict[str, Any] = {"lease_token": None, "lease_until": None}
+NO_LEASE: dict[str, Any] = {"lease_token": None, "lease_until": None}  # nosec B105 # none
 
 
 def held(lease: Lease) -> Update:

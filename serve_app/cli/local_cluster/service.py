@@ -171,7 +171,8 @@ def shut_down() -> None:
 def http_address(document: ServeDeploySchema) -> tuple[str, int]:
     """Returns the host and port at which this machine reaches the service."""
     host, port = document.http_options.host, document.http_options.port
-    return ("127.0.0.1" if host in ("0.0.0.0", "::") else host), port
+    is_any = host in ("0.0.0.0", "::")  # noqa: S104 # nosec B104 # compared, and bound only if the config says so
+    return ("127.0.0.1" if is_any else host), port
 
 
 def port_is_taken(host: str, port: int) -> bool:
