@@ -43,6 +43,14 @@ def key_source(value: Any) -> str | None:
     raise PydanticCustomError("keys", "must be off, file:/ABSOLUTE/PATH or env:VARIABLE")
 
 
+def switch(value: Any) -> Any:
+    """Returns the word that was meant: YAML reads a bare off as false."""
+    return "off" if value is False else value
+
+
+LogClients = Literal["off", "truncated", "full"]
+
+
 class StrictModel(BaseModel):
     """A model that refuses unknown keys and cannot be changed."""
 
@@ -69,6 +77,7 @@ class IngressSettings(StrictModel):
             that listens on more than the loopback does not start without it.
         anonymous_share: with keys, the part of the queue that all clients without one may hold together; 0 refuses
             them.
+        log_clients: what the log of requests says of a client's address: nothing, the /24 or /48 around it, or all.
     """
 
     default_style: str = "cel"
@@ -85,6 +94,7 @@ class IngressSettings(StrictModel):
     trusted_proxies: tuple[IPv4Network | IPv6Network, ...] = ()
     keys: Annotated[str | None, BeforeValidator(key_source)] = None
     anonymous_share: float = Field(default=0, ge=0, le=1)
+    log_clients: Annotated[LogClients, BeforeValidator(switch)] = "off"
 
 
 class CodecSettings(StrictModel):

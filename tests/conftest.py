@@ -1,3 +1,4 @@
+import logging
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
@@ -97,3 +98,13 @@ def animegan(monkeypatch: pytest.MonkeyPatch) -> RunCommand:
         return main()
 
     return run
+
+
+@pytest.fixture(autouse=True)
+def loggers_as_before() -> Iterator[None]:
+    """What a constructed replica does to this package's logger is undone: it sends all to the log of Serve."""
+    package = logging.getLogger("serve_app")
+    handlers, level = package.handlers[:], package.level
+    yield
+    package.handlers[:] = handlers
+    package.setLevel(level)

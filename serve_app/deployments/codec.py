@@ -16,6 +16,7 @@ from ray.serve.handle import DeploymentHandle
 
 from serve_app.deployments.autoscaling import Occupancy
 from serve_app.deployments.calls import Callee
+from serve_app.deployments.logs import log_to_serve
 from serve_app.deployments.metrics import CodecMetrics, Interval
 from serve_app.deployments.retirement import Retirement
 from serve_app.deployments.steps import Handed, Painted, Stylized, Upright, fetch, frame_lost, hand_over, is_small
@@ -39,6 +40,7 @@ class Codec:
 
     def __init__(self, stylizer: DeploymentHandle[Any]) -> None:
         self.metrics = CodecMetrics()
+        log_to_serve()
         self.settings = CodecSettings()
         self.pool = DecoderPool(self.settings.decoder_processes, self.settings.memory_bytes)
         self.encoders = ThreadPoolExecutor(ENCODERS, "encode")

@@ -14,6 +14,7 @@ from starlette.types import ASGIApp
 from serve_app.deployments.cancellation import DisconnectOnCancel, log_no_cancellations
 from serve_app.deployments.graph import Graph, encoded_image, most_painted_pixels
 from serve_app.deployments.idle import IdleRelease
+from serve_app.deployments.logs import log_to_serve
 from serve_app.deployments.metrics import IngressMetrics, Interval
 from serve_app.deployments.proxy import warn_without_guard
 from serve_app.engine.allocator import return_large_buffers
@@ -51,6 +52,7 @@ class Ingress:
         self, settings: Settings, codec: DeploymentHandle[Any], job_runner: DeploymentHandle[Any] | None = None
     ) -> None:
         return_large_buffers()  # uploads, before all
+        log_to_serve()
         log_no_cancellations()
         self.graph = Graph(codec)
         self.settings = IngressSettings()

@@ -20,6 +20,7 @@ from ray.serve.handle import DeploymentHandle
 from serve_app.deployments.cancellation import log_no_cancellations
 from serve_app.deployments.graph import Graph, encoded_image, most_painted_pixels
 from serve_app.deployments.idle import IdleRelease
+from serve_app.deployments.logs import JobLog, log_to_serve
 from serve_app.deployments.metrics import COUNT_JOBS_S, Interval, JobMetrics
 from serve_app.engine.allocator import return_large_buffers
 from serve_app.errors import StoreUnavailable
@@ -58,6 +59,7 @@ class JobRunner:
 
     def __init__(self, settings: Settings, codec: DeploymentHandle[Any], stylizer: DeploymentHandle[Any]) -> None:
         return_large_buffers()
+        log_to_serve()
         log_no_cancellations()
         self.jobs = settings.jobs
         self.secret = read_secret(settings.jobs.webhooks.secret)
@@ -160,10 +162,11 @@ class JobRunner:
         """Has a photograph painted behind those of requests; see `jobs.runner.Painter`."""
         began = time.monotonic()
         wanted = replace(request, timeout_s=self.settings.timeout_s)
-        stylized = await self.graph.stylize(photo, read_header(photo), wanted, background=True)
-        painting = encoded_image(request, stylized, 1000 * (time.monotonic() - began))
-        self.metrics.steps.observe(painting.receipt.timings_ms)
-        return painting
+        with JobLog(request.style, len(photo)) as log:
+            stylized = await self.graph.stylize(photo, read_header(photo), wanted, background=True)
+            log.painting = encoded_image(request, stylized, 1000 * (time.monotonic() - began))
+            self.metrics.steps.observe(log.painting.receipt.timings_ms)
+            return log.painting
 
     def ended(self, outcome: str) -> None:
         """Counts the end of an attempt, and has its webhook sent; see `jobs.runner.Observer`."""

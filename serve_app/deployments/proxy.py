@@ -19,6 +19,7 @@ from starlette.middleware import Middleware
 from serve_app.deployments import exposition
 from serve_app.deployments.cancellation import log_no_cancellations
 from serve_app.deployments.idle import IdleRelease
+from serve_app.deployments.logs import log_to_serve
 from serve_app.deployments.metrics import GuardMetrics
 from serve_app.engine.allocator import return_large_buffers
 from serve_app.errors import SettingsError
@@ -28,6 +29,7 @@ from serve_app.settings import GuardSettings, IngressSettings, JobsSettings, Met
 from serve_app.web.connection import GuardedProtocol
 from serve_app.web.guard import Guard, Site
 from serve_app.web.keys import is_private
+from serve_app.web.request_log import GuardLog
 
 if TYPE_CHECKING:  # SQLAlchemy
     from serve_app.jobs.reader import JobReader
@@ -47,6 +49,7 @@ def middlewares() -> list[Middleware]:
     """
     return_large_buffers()
     log_no_cancellations()
+    log_to_serve()
     os.environ["FORWARDED_ALLOW_IPS"] = ""  # or uvicorn believes X-Forwarded-For from 127.0.0.1; the guard decides that
     config = read_config()
     observer = Observer()
@@ -62,7 +65,11 @@ def middlewares() -> list[Middleware]:
         raise SettingsError(f"guard.spool_dir: {settings.spool_dir} is not a folder that this process may write to")
     protocol = type("Protocol", (GuardedProtocol,), {"header_timeout_s": settings.header_timeout_s})
     uvicorn.config.HTTP_PROTOCOLS["auto"] = protocol  # type: ignore[assignment]  # a class will do, too
-    return [Middleware(Guard, settings=settings, site=site(config), observer=observer, news=news_of_jobs(config))]
+    known = site(config)
+    return [  # the last is the outermost
+        Middleware(Guard, settings=settings, site=known, observer=observer, news=news_of_jobs(config)),
+        Middleware(GuardLog, trusted_proxies=known.trusted_proxies, log_clients=known.log_clients),
+    ]
 
 
 def serve_metrics(config: dict[str, Any], observer: GuardMetrics) -> None:
@@ -122,7 +129,7 @@ def site(config: dict[str, Any]) -> Site:
     values = next((each.get("user_config") or {} for each in deployments if each.get("name") == "Ingress"), {})
     ingress = load_settings(IngressSettings, values, "Ingress.user_config")
     host = (config.get("http_options") or {}).get("host")
-    return Site(ingress.trusted_proxies, SERVE_SESSION_ID, host is not None and is_private(host))
+    return Site(ingress.trusted_proxies, SERVE_SESSION_ID, host is not None and is_private(host), ingress.log_clients)
 
 
 def news_of_jobs(config: dict[str, Any]) -> News | None:

@@ -14,6 +14,7 @@ import ray
 from ray import serve
 from ray.exceptions import RayError
 
+from serve_app.deployments.logs import log_to_serve
 from serve_app.deployments.metrics import Interval, StylizerMetrics
 from serve_app.deployments.retirement import Retirement
 from serve_app.deployments.steps import Handed, Painted, fetch_async, frame_lost, hand_over
@@ -39,6 +40,7 @@ class Stylizer:
     """Paints frames in batches; it is the `Device` of its own batcher."""
 
     def __init__(self, settings: Settings) -> None:
+        log_to_serve()
         self.stylist = make_stylist(settings)
         self.precision = settings.precision
         print(self.stylist.describe(), flush=True)

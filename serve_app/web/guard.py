@@ -31,13 +31,13 @@ from serve_app.errors import (
 )
 from serve_app.jobs.news import News
 from serve_app.queueing.gate import FairGate
-from serve_app.settings import MIB, GuardSettings
+from serve_app.settings import MIB, GuardSettings, LogClients
 from serve_app.web.clients import client_address
 from serve_app.web.connection import MAX_HEADER_BYTES, PROBLEM_TYPE, headers_too_large
 from serve_app.web.events import Streams, is_for_events, root_path_of
 from serve_app.web.intake import Body, ClientGone, Intake, take_in
 from serve_app.web.refusals import HeldRefusals, key_of
-from serve_app.web.traffic import WAITED
+from serve_app.web.request_log import PROBES, REQUEST_ID, WAITED, note, well_formed_id
 from serve_app.web.uploads import FORM_OVERHEAD_BYTES, too_many_bytes
 
 Headers = list[tuple[bytes, bytes]]
@@ -45,7 +45,6 @@ Headers = list[tuple[bytes, bytes]]
 UPLOADS = ("/v1/stylize",)  # routes that take a photograph
 ALBUMS = ("/v1/jobs",)  # routes whose forms may hold many
 OTHER_BYTES = MIB  # of a body for any other route
-PROBES = ("/livez", "/readyz", "/-/healthz")  # health checkers ask by address, whatever names are allowed
 LOOPBACK_NAMES = ("localhost", "127.0.0.1", "::1")
 
 # Serve obeys these headers; the forms with underscores too.
@@ -53,9 +52,6 @@ CONTROL_HEADERS = frozenset(
     {b"x-request-timeout-seconds", b"x-request-disconnect-disabled", b"serve-multiplexed-model-id", b"x-session-id"}
 )
 SERVE_ROUTER_PREFIX = b"x-serve-router-"
-REQUEST_ID = b"x-request-id"
-MAX_REQUEST_ID = 128
-UNPRINTABLE = re.compile(rb"[^\x21-\x7e]")
 CONTROL_CHARACTERS = re.compile(r"[\x00-\x08\x0a-\x1f\x7f-\x9f]")
 
 PIECE_PAUSE_S = 0.01  # between two pieces of a body that is handed on
@@ -96,11 +92,13 @@ class Site:
         trusted_proxies: the Ingress's setting.
         session_header: the name of the header that Serve routes sessions by.
         is_loopback: whether the service listens on the loopback interface only.
+        log_clients: the Ingress's setting.
     """
 
     trusted_proxies: Sequence[IPv4Network | IPv6Network] = ()
     session_header: str = "x-session-id"
     is_loopback: bool = False
+    log_clients: LogClients = "off"
 
 
 class Guard:
@@ -150,6 +148,7 @@ class Guard:
         except ClientGone:
             return
         except RequestError as refusal:
+            note(outcome=refusal.code)
             self._observer.refused(refusal.code)
             is_last = request.is_unread or isinstance(refusal, TooManyBytes | HeadersTooLarge)
             await answer.refuse(refusal, is_last)
@@ -237,6 +236,7 @@ class Guard:
             ClientGone: if nobody waits for an answer.
         """
         answer.may_replace = not scope["path"].startswith("/-/")  # Serve's own routes
+        note(is_handed_on=True)
         await self._app(scope, receive, answer.send)
         if request.is_gone:
             raise ClientGone
@@ -451,7 +451,7 @@ def clean_headers(scope: Scope, dropped: frozenset[bytes]) -> tuple[Headers, byt
             raise BadHeader(f"The header {name.decode('latin-1')[:64]} has bytes that are not valid in it.")
         dashes = dashed(name)
         if name == REQUEST_ID:
-            request_id = request_id or UNPRINTABLE.sub(b"", value)[:MAX_REQUEST_ID]
+            request_id = request_id or (well_formed_id(value) or "").encode()
         elif dashes not in dropped and not dashes.startswith(SERVE_ROUTER_PREFIX):
             headers.append((name, value))
     if size > MAX_HEADER_BYTES:
@@ -490,6 +490,7 @@ def check_host(scope: Scope, allowed: Sequence[str] | None, is_loopback: bool) -
     Raises:
         UnknownHost: if the name is none of them.
     """
+    # Health checkers ask by address, whatever names are allowed.
     if scope["path"] in PROBES or (allowed is None and not is_loopback):
         return
     named = b"".join(value for name, value in scope["headers"] if name == b"host").decode("latin-1").lower()

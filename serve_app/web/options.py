@@ -13,6 +13,7 @@ from serve_app.styles.catalogue import find_style
 from serve_app.web.negotiation import negotiate
 from serve_app.web.pipeline import Pipeline
 from serve_app.web.problems import wrong_options
+from serve_app.web.request_log import note
 from serve_app.web.schemas import JobOptions, Options, SubmitOptions
 from serve_app.web.traffic import note_style
 from serve_app.web.uploads import read_upload
@@ -101,6 +102,7 @@ def stylize_request(options: JobOptions, accept: str | None, pipeline: Pipeline)
     """
     settings = pipeline.settings
     style = find_style(pipeline.styles, options.style or settings.default_style, pipeline.catalogue)
+    note(style=style.name)
     max_side = options.max_side or settings.max_side
     if max_side > settings.max_side:
         detail = f"max_side is {max_side}; at most {settings.max_side} pixels are painted here."

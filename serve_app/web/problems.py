@@ -13,8 +13,9 @@ from starlette.exceptions import HTTPException
 from starlette.routing import Match, Route
 
 from serve_app.errors import BadOption, RequestError, Unauthorized
+from serve_app.web.request_log import CLIENT_CLOSED_REQUEST, note
 from serve_app.web.schemas import PROBLEM
-from serve_app.web.traffic import CLIENT_CLOSED_REQUEST, note_refusal
+from serve_app.web.traffic import note_refusal
 
 logger = logging.getLogger(__name__)
 
@@ -24,7 +25,13 @@ CHALLENGE = 'Bearer realm="animegan-serve"'
 async def answer_refusal(request: Request, error: Exception) -> Response:
     """Answers a refusal of this service."""
     assert isinstance(error, RequestError)  # what this handler is registered for
+    note(outcome=error.code)
     note_refusal(request, error.code)
+    return problem_answer(error)
+
+
+def problem_answer(error: RequestError) -> Response:
+    """Returns the answer that refuses a request."""
     headers = {} if error.retry_after_s is None else {"Retry-After": str(error.retry_after_s)}
     if error.status == Unauthorized.status:
         headers["WWW-Authenticate"] = CHALLENGE
@@ -58,6 +65,8 @@ def wrong_options(errors: Iterable[Mapping[str, Any]], model: type[BaseModel]) -
 async def answer_http_error(request: Request, error: Exception) -> Response:
     """Answers a refusal of the framework: an unknown path, or a method that a path does not support."""
     assert isinstance(error, HTTPException)
+    code = error.detail.lower().replace(" ", "-")
+    note(outcome=code)
     document = {"type": "about:blank", "title": error.detail, "status": error.status_code}
     headers = dict(error.headers or {})
     if "Allow" in headers:  # of the first route of this path; there may be others
@@ -66,7 +75,6 @@ async def answer_http_error(request: Request, error: Exception) -> Response:
     detail = f"There is nothing at {path}; the API is described at /docs."
     if error.status_code != HTTPStatus.NOT_FOUND:
         detail = f"{path} does not take {request.method}" + (f"; it takes {allowed}." if allowed else ".")
-    code = error.detail.lower().replace(" ", "-")
     note_refusal(request, code)
     document |= {"code": code, "detail": detail}
     return JSONResponse(document, error.status_code, headers, PROBLEM)
@@ -88,4 +96,4 @@ async def answer_fault(request: Request, error: Exception) -> Response:
     """Logs a fault of this service in full, and answers with one sentence."""
     template = next((route.path for route in routes_of(request)), "an unknown path")  # the path may hold a job's id
     logger.error("unexpected error on %s %s", request.method, template, exc_info=error)
-    return await answer_refusal(request, RequestError("Something went wrong here; the fault has been logged."))
+    return problem_answer(RequestError("Something went wrong here; the fault has been logged."))

@@ -13,6 +13,7 @@ from serve_app.jobs.works import content_digest, photo_digest, work_digest
 from serve_app.web.conditions import Condition, entity_tag
 from serve_app.web.pipeline import Jobs, Pipeline
 from serve_app.web.receipts import receipt_headers
+from serve_app.web.request_log import note
 
 HASHED_AT_ONCE = 2**20  # bytes, which take some milliseconds at most; more are hashed in a thread
 VARY = {"Vary": "Accept"}  # what the format of a painting depends on
@@ -82,6 +83,7 @@ def painting_answer(
     painting: EncodedImage, tag: str | None = None, background: BackgroundTask | None = None
 ) -> Response:
     """Answers with a painting."""
+    note(receipt=painting.receipt)
     headers = receipt_headers(painting.receipt) | VARY | ({} if tag is None else {"ETag": tag})
     return Response(painting.data, media_type=painting.media_type, headers=headers, background=background)
 

@@ -32,6 +32,7 @@ from serve_app.web.problems import (
     answer_nobody,
     answer_refusal,
 )
+from serve_app.web.request_log import WAITED, RequestLog
 from serve_app.web.reuse import painting_answer, stylize_or_reuse
 from serve_app.web.schemas import (
     ACCEPTED,
@@ -49,7 +50,7 @@ from serve_app.web.schemas import (
     problems,
 )
 from serve_app.web.style_routes import add_style_routes
-from serve_app.web.traffic import WAITED, CountAnswers, Observer
+from serve_app.web.traffic import CountAnswers, Observer
 
 
 def create_app(pipeline: Pipeline, observer: Observer | None = None) -> FastAPI:
@@ -60,10 +61,13 @@ def create_app(pipeline: Pipeline, observer: Observer | None = None) -> FastAPI:
         version=importlib.metadata.version("animegan-serve"),
         redoc_url=None,
         redirect_slashes=False,
+        # FastAPI's own spans and records hold paths, in which ids of jobs are; deployments/tracing.py has ours.
+        telemetry={"tracing": False, "logs": False},
     )
     if observer is not None:
         app.add_middleware(CountAnswers, observer=observer)  # the first is innermost
-    app.add_middleware(WithoutTrailingSlash)
+    app.add_middleware(RequestLog, settings=lambda: pipeline.settings)
+    app.add_middleware(WithoutTrailingSlash)  # around the log, which looks at the scope that the routes have seen
     app.add_exception_handler(RequestError, answer_refusal)
     app.add_exception_handler(RequestValidationError, answer_invalid)
     app.add_exception_handler(HTTPException, answer_http_error)

@@ -11,8 +11,8 @@ from typing import Literal, Protocol
 from starlette.requests import Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-WAITED = "x-animegan-waited-seconds"  # what the guard tells the Ingress
-CLIENT_CLOSED_REQUEST = 499  # in access logs, as nginx has it
+from serve_app.web.request_log import CLIENT_CLOSED_REQUEST, WAITED
+
 OTHER = "other"  # a path that no route has
 SECONDS = re.compile(rb"\d{1,6}\.\d{3}")  # as the guard writes them
 

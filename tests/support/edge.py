@@ -13,6 +13,7 @@ from serve_app.jobs.news import News
 from serve_app.settings import GuardSettings
 from serve_app.web.connection import GuardedProtocol
 from serve_app.web.guard import Guard, GuardObserver, Site
+from serve_app.web.request_log import GuardLog
 
 
 @contextmanager
@@ -25,10 +26,11 @@ def guarded(
     **settings: object,
 ) -> Iterator[str]:
     """Serves an application behind the guard; yields its address. By default on any free port."""
+    known = site or Site()
     limits = GuardSettings.model_validate(settings)
     protocol = type("Protocol", (GuardedProtocol,), {"header_timeout_s": limits.header_timeout_s})
     config = uvicorn.Config(
-        Guard(app, limits, site, observer, news),
+        GuardLog(Guard(app, limits, site, observer, news), known.trusted_proxies, known.log_clients),
         port=port or free_port(),
         http=protocol,
         lifespan="off",

@@ -15,6 +15,7 @@ from serve_app.errors import SettingsError
 from serve_app.settings import MetricsSettings
 from serve_app.web.connection import GuardedProtocol
 from serve_app.web.guard import Guard, Site
+from serve_app.web.request_log import GuardLog
 
 
 @pytest.fixture(autouse=True)
@@ -31,9 +32,11 @@ def guard_of(config: object, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     path = tmp_path / "config.yaml"
     path.write_text(yaml.safe_dump(config))
     monkeypatch.setenv(CONFIG_VARIABLE, str(path))
-    (middleware,) = middlewares()
-    guard = middleware.cls(None, *middleware.args, **middleware.kwargs)  # type: ignore[arg-type]
+    inner, outer = middlewares()
+    guard = inner.cls(None, *inner.args, **inner.kwargs)  # type: ignore[arg-type]
     assert isinstance(guard, Guard)
+    assert outer.cls is GuardLog
+    assert outer.kwargs == {"trusted_proxies": guard.site.trusted_proxies, "log_clients": guard.site.log_clients}
     return guard
 
 
@@ -83,7 +86,7 @@ def test_wrong_settings_of_the_metrics_keep_a_proxy_from_starting(
 def test_settings_come_from_the_file_that_the_environment_names(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    ingress = {"name": "Ingress", "user_config": {"trusted_proxies": ["10.0.0.0/8"]}}
+    ingress = {"name": "Ingress", "user_config": {"trusted_proxies": ["10.0.0.0/8"], "log_clients": "full"}}
     config = {
         "http_options": {"host": "127.0.0.1"},
         "applications": [{"deployments": [{"name": "Codec"}, ingress]}],
@@ -91,12 +94,12 @@ def test_settings_come_from_the_file_that_the_environment_names(
     }
     guard = guard_of(config, tmp_path, monkeypatch)
     assert guard.settings.max_bytes == 2**20
-    assert guard.site == Site((ip_network("10.0.0.0/8"),), is_loopback=True)
+    assert guard.site == Site((ip_network("10.0.0.0/8"),), is_loopback=True, log_clients="full")
     assert not guard_of({"http_options": {"host": "0.0.0.0"}}, tmp_path, monkeypatch).site.is_loopback
 
 
 def test_without_a_file_the_guard_has_its_defaults() -> None:
-    assert len(middlewares()) == 1
+    assert [middleware.cls for middleware in middlewares()] == [Guard, GuardLog]
 
 
 def test_guard_may_be_off(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
