@@ -34,7 +34,7 @@ RUN test -n "$TORCH_INDEX" || { echo "set the build argument TORCH_INDEX; docs/d
 RUN pip install --no-cache-dir --index-url "$TORCH_INDEX" --constraint /build/constraints.txt torch
 COPY --from=wheel /wheel /build/wheel
 COPY scripts/containers/install /build/
-RUN sh /build/install fast,postgres,s3
+RUN sh /build/install fast,otel,postgres,s3
 COPY scripts/containers/notices.py /build/
 RUN python /build/notices.py > /opt/animegan/THIRD_PARTY_NOTICES.md
 
@@ -42,7 +42,7 @@ FROM environment AS packages-cuda
 RUN pip install --no-cache-dir --constraint /build/constraints.txt torch
 COPY --from=wheel /wheel /build/wheel
 COPY scripts/containers/install /build/
-RUN sh /build/install postgres,s3
+RUN sh /build/install otel,postgres,s3
 COPY scripts/containers/notices.py /build/
 RUN python /build/notices.py > /opt/animegan/THIRD_PARTY_NOTICES.md
 

@@ -39,13 +39,14 @@ class Callee:
         self._by_ray = handle.options(stream=True, _by_reference=True)
         self._by_grpc = handle.options(stream=True, _by_reference=False)
 
-    async def call(self, method: str, *args: Any, is_small: bool) -> Any:
+    async def call(self, method: str, *args: Any, is_small: bool, trace: str | None = None) -> Any:
         """Calls a method of one of the replicas, and returns its answer; if it is cancelled, so is the call.
 
         Args:
             method: its name.
             args: its arguments.
             is_small: whether neither they nor the answer can take 4 MiB, and none of them is a reference.
+            trace: the `traceparent` of the request, if the method takes one and the request is traced.
 
         Raises:
             RequestError: the refusal that the replica answered.
@@ -53,7 +54,7 @@ class Callee:
             Lost: if a process, a node or an object was lost, which says nothing about the photograph.
         """
         handle = self._by_grpc if is_small else self._by_ray
-        response = getattr(handle, method).remote(*args)
+        response = getattr(handle, method).remote(*args, **({} if trace is None else {"trace": trace}))
         try:
             (answer,) = [answer async for answer in response]
         except BackPressureError:

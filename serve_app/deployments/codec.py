@@ -20,6 +20,7 @@ from serve_app.deployments.logs import log_to_serve
 from serve_app.deployments.metrics import CodecMetrics, Interval
 from serve_app.deployments.retirement import Retirement
 from serve_app.deployments.steps import Handed, Painted, Stylized, Upright, fetch, frame_lost, hand_over, is_small
+from serve_app.deployments.tracing import start_tracing, step_span
 from serve_app.errors import RequestError
 from serve_app.frames import DecodedImage, Size, StylizeRequest
 from serve_app.images.encode import MEDIA_TYPES, encode
@@ -41,6 +42,7 @@ class Codec:
     def __init__(self, stylizer: DeploymentHandle[Any]) -> None:
         self.metrics = CodecMetrics()
         log_to_serve()
+        start_tracing()
         self.settings = CodecSettings()
         self.pool = DecoderPool(self.settings.decoder_processes, self.settings.memory_bytes)
         self.encoders = ThreadPoolExecutor(ENCODERS, "encode")
@@ -64,6 +66,7 @@ class Codec:
         request: StylizeRequest,
         expires_s: float,
         background: bool = False,
+        trace: str | None = None,
     ) -> AsyncIterator[Stylized | RequestError]:
         """Decodes a photograph, has it painted and encodes the painting; ends at once when the call is cancelled.
 
@@ -73,19 +76,22 @@ class Codec:
             request: the client's options.
             expires_s: seconds from now after which it must not be painted any more.
             background: it is a job's, and those of people who wait go first.
+            trace: the `traceparent` of the request, if it is traced.
         """
         turns: AbstractAsyncContextManager[Any] = self.background if background else nullcontext()
         expires_at = time.monotonic() + expires_s
         try:
             async with turns:
-                decoded = await self.decode(upload, header, request)
+                with step_span("decode", trace):
+                    decoded = await self.decode(upload, header, request)
             left_s = expires_at - time.monotonic()
             frame = decoded.frame
             painted: Painted = await self.stylizer.call(
-                "paint", frame, request.style, left_s, background, is_small=is_small(frame)
+                "paint", frame, request.style, left_s, background, is_small=is_small(frame), trace=trace
             )
             async with turns:
-                stylized = await self.encode(painted, decoded, request)
+                with step_span("encode", trace):
+                    stylized = await self.encode(painted, decoded, request)
             yield stylized
         except RequestError as refusal:
             yield refusal

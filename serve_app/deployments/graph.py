@@ -10,6 +10,7 @@ from ray.serve.handle import DeploymentHandle
 
 from serve_app.deployments.calls import Callee
 from serve_app.deployments.steps import LOST_RETRY_AFTER_S, SMALL_BYTES, Stylized, Upright
+from serve_app.deployments.tracing import traceparent
 from serve_app.errors import DeadlineExceeded, Lost, TooBusy
 from serve_app.frames import EncodedImage, Receipt, StylizeRequest
 from serve_app.images.encode import MEDIA_TYPES
@@ -108,7 +109,7 @@ class Graph:
             expires_s = (timeout.when() or 0) - asyncio.get_running_loop().time()
             try:
                 stylized: Stylized = await self._codec.call(
-                    "stylize", upload, header, request, expires_s, background, is_small=is_small
+                    "stylize", upload, header, request, expires_s, background, is_small=is_small, trace=traceparent()
                 )
             except Lost:
                 logger.warning("attempt %d at a picture was lost with what worked on it", attempt)

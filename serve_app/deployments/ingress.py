@@ -9,6 +9,7 @@ from typing import Any
 from ray import serve
 from ray.serve.context import _get_global_client
 from ray.serve.handle import DeploymentHandle
+from starlette.middleware import Middleware
 from starlette.types import ASGIApp
 
 from serve_app.deployments.cancellation import DisconnectOnCancel, log_no_cancellations
@@ -17,6 +18,7 @@ from serve_app.deployments.idle import IdleRelease
 from serve_app.deployments.logs import log_to_serve
 from serve_app.deployments.metrics import IngressMetrics, Interval
 from serve_app.deployments.proxy import warn_without_guard
+from serve_app.deployments.tracing import TraceRequests, start_tracing
 from serve_app.engine.allocator import return_large_buffers
 from serve_app.errors import TooBusy
 from serve_app.frames import Client, EncodedImage, StylizeRequest
@@ -53,6 +55,7 @@ class Ingress:
     ) -> None:
         return_large_buffers()  # uploads, before all
         log_to_serve()
+        start_tracing()
         log_no_cancellations()
         self.graph = Graph(codec)
         self.settings = IngressSettings()
@@ -74,6 +77,7 @@ class Ingress:
     def __serve_build_asgi_app__(self) -> ASGIApp:
         app = create_app(self, self.metrics)
         app.add_middleware(DisconnectOnCancel)  # not around it: Serve looks at the app's routes, for logs and metrics
+        app.user_middleware.append(Middleware(TraceRequests))  # the innermost: inside of the log of requests
         return app
 
     async def __del__(self) -> None:

@@ -22,6 +22,7 @@ from serve_app.deployments.graph import Graph, encoded_image, most_painted_pixel
 from serve_app.deployments.idle import IdleRelease
 from serve_app.deployments.logs import JobLog, log_to_serve
 from serve_app.deployments.metrics import COUNT_JOBS_S, Interval, JobMetrics
+from serve_app.deployments.tracing import root_span, start_tracing
 from serve_app.engine.allocator import return_large_buffers
 from serve_app.errors import StoreUnavailable
 from serve_app.frames import EncodedImage, StylizeRequest
@@ -60,6 +61,7 @@ class JobRunner:
     def __init__(self, settings: Settings, codec: DeploymentHandle[Any], stylizer: DeploymentHandle[Any]) -> None:
         return_large_buffers()
         log_to_serve()
+        start_tracing()
         log_no_cancellations()
         self.jobs = settings.jobs
         self.secret = read_secret(settings.jobs.webhooks.secret)
@@ -162,7 +164,7 @@ class JobRunner:
         """Has a photograph painted behind those of requests; see `jobs.runner.Painter`."""
         began = time.monotonic()
         wanted = replace(request, timeout_s=self.settings.timeout_s)
-        with JobLog(request.style, len(photo)) as log:
+        with JobLog(request.style, len(photo)) as log, root_span("job"):
             stylized = await self.graph.stylize(photo, read_header(photo), wanted, background=True)
             log.painting = encoded_image(request, stylized, 1000 * (time.monotonic() - began))
             self.metrics.steps.observe(log.painting.receipt.timings_ms)

@@ -18,6 +18,7 @@ from serve_app.deployments.logs import log_to_serve
 from serve_app.deployments.metrics import Interval, StylizerMetrics
 from serve_app.deployments.retirement import Retirement
 from serve_app.deployments.steps import Handed, Painted, fetch_async, frame_lost, hand_over
+from serve_app.deployments.tracing import BatchTraces, start_tracing
 from serve_app.engine.slots import Slot
 from serve_app.errors import RequestError, UnknownStyle
 from serve_app.frames import Frame, Size
@@ -41,6 +42,7 @@ class Stylizer:
 
     def __init__(self, settings: Settings) -> None:
         log_to_serve()
+        start_tracing()
         self.stylist = make_stylist(settings)
         self.precision = settings.precision
         print(self.stylist.describe(), flush=True)
@@ -48,6 +50,7 @@ class Stylizer:
         self.metrics = StylizerMetrics()
         self.interval = Interval(self.publish)
         self.batcher: Batcher[Key, Frame, Frame] = Batcher(self, self.settings.max_batch_size, observer=self.metrics)
+        self.traces = BatchTraces()
         self.releasing: asyncio.TimerHandle | None = None
         self.retirement = Retirement()
 
@@ -64,7 +67,12 @@ class Stylizer:
         self.metrics.publish(self.batcher, len(self.stylist.styles), self.stylist.memory)
 
     async def paint(
-        self, handed: Handed, style: str, expires_s: float | None = None, background: bool = False
+        self,
+        handed: Handed,
+        style: str,
+        expires_s: float | None = None,
+        background: bool = False,
+        trace: str | None = None,
     ) -> AsyncIterator[Painted | RequestError]:
         """Paints the frame of a decoded photograph.
 
@@ -73,16 +81,19 @@ class Stylizer:
             style: name of an installed style.
             expires_s: seconds from now after which it must not be painted any more.
             background: it is a job's, and those of people who wait go first.
+            trace: the `traceparent` of the request, if it is traced.
 
         Yields:
             The painted frame, or a refusal: raised, Serve would log a traceback of it.
         """
         try:
-            yield await self.painted(handed, style, expires_s, background)
+            yield await self.painted(handed, style, expires_s, background, trace)
         except RequestError as refusal:
             yield refusal
 
-    async def painted(self, handed: Handed, style: str, expires_s: float | None, background: bool) -> Painted:
+    async def painted(
+        self, handed: Handed, style: str, expires_s: float | None, background: bool, trace: str | None = None
+    ) -> Painted:
         """Paints a frame when its turn has come.
 
         Raises:
@@ -97,7 +108,8 @@ class Stylizer:
         except RayError:
             raise frame_lost("decoded") from None
         size = Size(*frame.shape[:2])
-        done = await self.batcher.submit((style, size), frame, size.pixels, expires_s, background)
+        with self.traces.queued(frame, trace):
+            done = await self.batcher.submit((style, size), frame, size.pixels, expires_s, background)
         painter = painter_name(self.stylist.digests[style], self.precision)
         return Painted(hand_over(done.result), 1000 * done.ran_s, painter)
 
@@ -110,7 +122,8 @@ class Stylizer:
         if self.releasing is not None:
             self.releasing.cancel()
         try:
-            return await asyncio.wrap_future(self.stylist.start(slot, key[0], frames))
+            with self.traces.batch(frames, style=key[0], pixels=key[1].pixels * len(frames), images=len(frames)):
+                return await asyncio.wrap_future(self.stylist.start(slot, key[0], frames))
         finally:
             loop = asyncio.get_running_loop()
             self.releasing = loop.call_later(self.settings.release_after_s, self.stylist.release_memory)
