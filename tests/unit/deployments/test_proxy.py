@@ -35,7 +35,8 @@ def guard_of(config: object, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     inner, outer = middlewares()
     guard = inner.cls(None, *inner.args, **inner.kwargs)  # type: ignore[arg-type]
     assert isinstance(guard, Guard)
-    assert outer.cls is GuardLog
+    classes: list[object] = [outer.cls]
+    assert classes == [GuardLog]
     assert outer.kwargs == {"trusted_proxies": guard.site.trusted_proxies, "log_clients": guard.site.log_clients}
     return guard
 
@@ -99,7 +100,8 @@ def test_settings_come_from_the_file_that_the_environment_names(
 
 
 def test_without_a_file_the_guard_has_its_defaults() -> None:
-    assert [middleware.cls for middleware in middlewares()] == [Guard, GuardLog]
+    classes: list[object] = [middleware.cls for middleware in middlewares()]
+    assert classes == [Guard, GuardLog]
 
 
 def test_guard_may_be_off(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
