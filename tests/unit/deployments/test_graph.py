@@ -34,7 +34,7 @@ class Codec:
         self.takes_s = takes_s
         self.are_small: list[bool] = []
 
-    async def call(self, method: str, *_: object, is_small: bool) -> Stylized:
+    async def call(self, method: str, *_: object, is_small: bool, trace: str | None) -> Stylized:
         assert method == "stylize"
         self.are_small.append(is_small)
         await asyncio.sleep(self.takes_s)

@@ -59,7 +59,7 @@ def counts(metrics: IngressMetrics, answers: Iterable[Answered]) -> dict[str, fl
 
 def test_paintings_count_by_whether_they_were_there_in_time() -> None:
     metrics = IngressMetrics()
-    metrics.use(IngressSettings(queue_time_s=4))
+    metrics.use(IngressSettings(queue_time_s=4, default_style="toon"))
     answers = [answered("ok", 3.9), answered("ok", 4.1), answered("late", 55), answered("refused"), answered("busy")]
     assert counts(metrics, [*answers, answered("ok", route="/livez")]) == {"in time": 1, "late": 2}
     assert one(metrics._seconds) == 2
