@@ -97,6 +97,14 @@ def test_what_processes_have_counted_is_added_up_and_outlives_them(folder: Path)
     end(second, third)
 
 
+def test_process_does_not_inherit_what_its_predecessor_held(folder: Path) -> None:
+    end(process(folder, 3))
+    count_in(folder)
+    found = samples(NodeCollector(folder, before=lambda: None))
+    assert ("animegan_held", ()) not in found
+    assert found["animegan_things_total", (("kind", "a"),)] == 3
+
+
 def test_files_have_their_space_before_anything_is_counted(folder: Path) -> None:
     """A write into a hole of a file that the disk has no room for would kill the process."""
     count_in(folder)
