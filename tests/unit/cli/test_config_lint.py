@@ -90,7 +90,8 @@ def test_misspelt_key_is_named_once(findings: Findings, place: Place) -> None:
 def test_key_of_another_deployment_is_unknown_here(findings: Findings) -> None:
     assert findings(changed((*CODEC, "user_config", "default_style"), "toon")) == [
         "applications.0.deployments.1.user_config.default_style: unknown key "
-        "(known: max_pixels, memory_bytes, decode_timeout_s, decoder_processes, background_places, retire_after_s, retire_at_bytes)"
+        "(known: max_pixels, memory_bytes, decode_timeout_s, decoder_processes, background_places, "
+        "retire_after_s, retire_at_bytes)"
     ]
 
 
