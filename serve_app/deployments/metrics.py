@@ -99,7 +99,7 @@ class ProcessMetrics:
     def __init__(self, process: str) -> None:
         exposition.join()
         text = "Memory in RAM, shared pages included, of a process, or of all Decoders of a Codec."
-        self._memory = gauge("resident_memory_bytes", text, "process", mode="liveall")
+        self._resident = gauge("resident_memory_bytes", text, "process", mode="liveall")
         self._kind = process
         text = "Open file descriptors of a process."
         self._descriptors = gauge("open_descriptors", text, "process", mode="liveall")
@@ -107,7 +107,7 @@ class ProcessMetrics:
 
     def publish_process(self) -> None:
         """Publishes what the process takes now."""
-        self._memory.labels(self._kind).set(self._process.memory_info().rss)
+        self._resident.labels(self._kind).set(self._process.memory_info().rss)
         self._descriptors.labels(self._kind).set(self._process.num_fds())
 
 
@@ -290,7 +290,7 @@ class CodecMetrics(ProcessMetrics):
 
     def __init__(self) -> None:
         super().__init__("Codec")
-        self._decoders = self._memory.labels("Decoders")
+        self._decoders = self._resident.labels("Decoders")
 
     def publish(self, fork_server: int) -> None:
         """Publishes what they take now.

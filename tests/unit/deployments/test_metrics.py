@@ -18,6 +18,7 @@ from serve_app.deployments.metrics import (
     Inside,
     Interval,
     JobMetrics,
+    ProcessMetrics,
     StepMetrics,
     StylizerMetrics,
 )
@@ -125,11 +126,11 @@ def test_codec_says_what_its_decoders_take_and_goes_on_when_they_have_died() -> 
     metrics = CodecMetrics()
     with subprocess.Popen(["sleep", "60"]) as server:
         metrics.publish(server.pid)
-        before = said(metrics._memory)
+        before = said(metrics._resident)
         assert before["Codec",] > before["Decoders",] > 0
         server.kill()
     metrics.publish(server.pid)
-    assert said(metrics._memory)["Decoders",] == before["Decoders",]
+    assert said(metrics._resident)["Decoders",] == before["Decoders",]
     assert one(metrics._descriptors) >= 3
 
 
@@ -178,8 +179,18 @@ def test_interval_goes_on_after_a_fault(monkeypatch: pytest.MonkeyPatch, caplog:
     assert "metrics could not be published" in caplog.text
 
 
-def test_a_process_says_what_it_takes() -> None:
-    metrics = JobMetrics(JobsSettings())
-    metrics.publish(2, 500)
-    assert said(metrics._memory)["JobRunner",] > 10_000_000
-    assert one(metrics._descriptors) <= len(os.listdir("/proc/self/fd")) + 1
+@pytest.mark.parametrize(
+    ("metrics", "kind"),
+    [
+        (GuardMetrics(), "Proxy"),
+        (IngressMetrics(), "Ingress"),
+        (CodecMetrics(), "Codec"),
+        (StylizerMetrics(), "Stylizer"),
+        (JobMetrics(JobsSettings()), "JobRunner"),
+    ],
+    ids=lambda each: each if isinstance(each, str) else "",
+)
+def test_a_process_of_any_kind_says_what_it_takes(metrics: ProcessMetrics, kind: str) -> None:
+    metrics.publish_process()
+    assert said(metrics._resident)[kind,] > 10_000_000
+    assert 3 <= said(metrics._descriptors)[kind,] <= len(os.listdir("/proc/self/fd")) + 1
