@@ -104,11 +104,13 @@ class Retirement:
         Raises:
             Retiring: once this replica should be replaced, and at every later check: Serve asks for three in a row.
         """
-        if not self._reason and (reason := self._reason_to_retire(settings)):
-            self._reason, self._due_s = reason, self._clock()
-            logger.info("this replica is to be replaced: %s", reason)
-        if self._reason and not self._is_leaving:
-            self._is_leaving = self._may_leave(await asyncio.to_thread(self._peers))
+        if not self._is_leaving:
+            reason = self._reason_to_retire(settings)  # it may have gone, with the settings or with the memory
+            if reason and not self._reason:
+                self._due_s = self._clock()
+                logger.info("this replica is to be replaced: %s", reason)
+            self._reason = reason
+            self._is_leaving = bool(reason) and self._may_leave(await asyncio.to_thread(self._peers))
         if self._is_leaving:
             raise Retiring(f"This replica retires, which is no fault: {self._reason}.")
 

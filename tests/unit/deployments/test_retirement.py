@@ -139,6 +139,17 @@ def test_a_replica_that_is_alone_waits_for_another_one_but_not_for_ever() -> Non
     assert replica.retires(retire_after_s=DAY_S)
 
 
+def test_a_replica_whose_reason_has_gone_stays() -> None:
+    replica = Replica(running=1)
+    replica.in_turn(LATEST_S)
+    replica.memory = 1001
+    assert not any(replica.retires(retire_at_bytes=1000) for _ in range(MEMORY_CHECKS))
+    assert replica.retirement.is_due
+    replica.peers = replica.peers._replace(running=2)
+    assert not replica.retires(retire_at_bytes=2000)  # the mark was raised before it could leave
+    assert not replica.retirement.is_due
+
+
 def test_autoscaling_hears_of_it_only_when_it_is_due() -> None:
     replica = Replica()
     replica.retires(retire_after_s=DAY_S)
