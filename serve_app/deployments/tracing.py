@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from serve_app.errors import RequestError
-from serve_app.web.request_log import CLIENT_GONE, NOTED, Entry, note, template
+from serve_app.web.request_log import CLIENT_GONE, NOTED, PROBES, Entry, note, template
 
 if TYPE_CHECKING:  # the extra
     from opentelemetry.sdk.trace import TracerProvider
@@ -173,7 +173,7 @@ def fail(span: "Span", error: Exception) -> None:
 
 
 class TraceRequests:
-    """ASGI middleware of the Ingress: a span for each request. It goes inside of the `RequestLog`.
+    """ASGI middleware of the Ingress: a span for each request but health checks. It goes inside of the `RequestLog`.
 
     Args:
         app: that sets `route` in the scope, as FastAPI does.
@@ -185,7 +185,7 @@ class TraceRequests:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Handles one request."""
         entry = NOTED.get()
-        if _tracer is None or entry is None or scope["type"] != "http":
+        if _tracer is None or entry is None or scope["path"] in PROBES:
             await self._app(scope, receive, send)
             return
         parents = [value.decode("latin-1") for name, value in scope["headers"] if name == b"traceparent"]

@@ -149,6 +149,11 @@ class TestRequests:
         assert not span.events
         assert "secret" not in span.to_json()
 
+    def test_health_checks_are_not_traced(self, spans: Spans) -> None:
+        for path in ("/livez", "/readyz"):
+            assert http(FakePipeline()).get(path).status_code == 200
+        assert not spans.all
+
     def test_paths_that_hold_ids_are_not_in_spans(self, spans: Spans) -> None:
         http(FakePipeline()).get("/v1/jobs/0123456789abcdef?id=0123456789abcdef")
         assert spans.names == ["GET /v1/jobs/{job_id}"]
@@ -168,7 +173,6 @@ class TestRequests:
         (parent,) = told
         assert parent is not None
         assert parent.startswith(f"00-{trace_of(span)}-{span.context.span_id:016x}-")
-        assert tracing.traceparent() is None
 
 
 class Handle:
@@ -201,7 +205,9 @@ def test_a_graph_hands_the_span_of_its_caller_on(spans: Spans) -> None:
     async def scene() -> str | None:
         with tracing.root_span("job"):
             await Graph(handle).stylize(PHOTO, read_header(PHOTO), REQUEST)
-            return tracing.traceparent()
+            parent = tracing.traceparent()
+        assert tracing.traceparent() is None
+        return parent
 
     parent = asyncio.run(scene())
     assert handle.named == {"trace": parent}
