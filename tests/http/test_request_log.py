@@ -145,6 +145,29 @@ def test_a_client_that_goes_during_its_upload_is_gone(caplog: pytest.LogCaptureF
     assert (line["status"], line["outcome"], line["bytes_in"]) == (499, "client-gone", 5)
 
 
+def test_a_request_that_is_cancelled_before_its_answer_is_gone(caplog: pytest.LogCaptureFixture) -> None:
+    """As Serve does it when the client has closed the connection."""
+    never = asyncio.Event()
+
+    async def receive() -> Message:
+        await never.wait()
+        return {"type": "http.disconnect"}
+
+    async def send(message: Message) -> None:
+        return None
+
+    async def scene() -> None:
+        scope = {"type": "http", "method": "POST", "path": "/v1/stylize", "query_string": b"", "headers": []}
+        handling = asyncio.create_task(create_app(FakePipeline())(scope, receive, send))
+        await asyncio.sleep(0.05)
+        handling.cancel()
+        await asyncio.wait({handling})
+
+    asyncio.run(scene())
+    (line,) = lines(caplog)
+    assert (line["status"], line["outcome"], line["bytes_out"]) == (499, "client-gone", 0)
+
+
 def test_health_checks_have_no_lines(caplog: pytest.LogCaptureFixture) -> None:
     with guarded(create_app(FakePipeline())) as address:
         for path in ("/livez", "/readyz", "/-/healthz"):

@@ -21,6 +21,8 @@ def metrics_address() -> str:
 def service(tmp_path_factory: pytest.TempPathFactory, metrics_address: str) -> Iterator[Service]:
     """One service for all tests of this folder: configs/local.yaml with batches, a short queue and a second style.
 
+    It logs as configs/prod.yaml says.
+
     A third style is damaged.
 
     X-Forwarded-For identifies the clients.
@@ -35,7 +37,10 @@ def service(tmp_path_factory: pytest.TempPathFactory, metrics_address: str) -> I
         Ingress={"user_config": {"queue_time_s": 4, "queue_least_pictures": 20, "trusted_proxies": ["127.0.0.0/8"]}},
     )
     host, port = metrics_address.split(":")
-    document = yaml.safe_load(config.read_text()) | {"metrics": {"host": host, "port": int(port)}}
+    document = yaml.safe_load(config.read_text()) | {
+        "metrics": {"host": host, "port": int(port)},
+        "logging_config": {"encoding": "JSON", "log_level": "INFO", "enable_access_log": False},
+    }
     config.write_text(yaml.safe_dump(document))
     styles = folder / "styles"
     checkpoint = SHARED / "weights" / "hayao_99.pt"
