@@ -72,6 +72,7 @@ class StylizeRequest:
         format: of the answer.
         quality: 1 to 100, or None for the format's default.
         timeout_s: seconds from admission to the answer.
+        box: the painting fits into it as well, upright; None if `max_side` alone bounds it.
     """
 
     style: str
@@ -80,6 +81,7 @@ class StylizeRequest:
     format: ImageFormat
     quality: int | None = None
     timeout_s: float = 60.0
+    box: Size | None = None
 
 
 @dataclass(frozen=True)

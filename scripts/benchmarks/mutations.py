@@ -174,7 +174,7 @@ def measure_here(data: bytes, header: ImageHeader, channel: socket.socket) -> No
 def task_of(data: bytes, header: ImageHeader) -> DecodeTask:
     """Returns what a decoder with the default settings is told about a file."""
     most = SETTINGS.memory_bytes * 7 // 8
-    return DecodeTask(len(data), header, REQUEST.max_side, REQUEST.multiple, SETTINGS.max_pixels, most, MEASURE_S)
+    return DecodeTask(len(data), header, REQUEST.max_side, REQUEST.multiple, None, SETTINGS.max_pixels, most, MEASURE_S)
 
 
 def status_bytes(key: str) -> int:

@@ -15,7 +15,7 @@ from serve_app.errors import DeadlineExceeded, Lost, TooBusy
 from serve_app.frames import EncodedImage, Receipt, StylizeRequest
 from serve_app.images.encode import MEDIA_TYPES
 from serve_app.images.header import ImageHeader
-from serve_app.images.resize import painted_size
+from serve_app.images.resize import fitted_size, painted_size
 
 logger = logging.getLogger(__name__)
 
@@ -129,7 +129,11 @@ def most_painted_pixels(header: ImageHeader, request: StylizeRequest) -> int:
     """
     if header.stored is None:
         return request.max_side**2
-    return painted_size(header.stored, request.max_side, request.multiple).pixels
+    pixels = painted_size(header.stored, request.max_side, request.multiple).pixels
+    if request.box is None:
+        return pixels
+    either = (request.box, request.box.transposed)  # whether the photograph will be turned is not known here
+    return max(fitted_size(header.stored, request.max_side, request.multiple, box).pixels for box in either)
 
 
 def encoded_image(request: StylizeRequest, stylized: Stylized, total_ms: float) -> EncodedImage:

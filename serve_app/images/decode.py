@@ -63,7 +63,7 @@ def decode(data: bytes, request: StylizeRequest, max_pixels: int) -> DecodedImag
     """
     with refusals():
         image = open_image(data, read_header(data), max_pixels)
-        return decode_opened(image, data, request.max_side, request.multiple)
+        return decode_opened(image, data, request.max_side, request.multiple, request.box)
 
 
 @contextmanager
@@ -85,7 +85,9 @@ def refusals() -> Iterator[None]:
         raise broken(error) from error
 
 
-def decode_opened(image: Image.Image, data: bytes, max_side: int, multiple: int) -> DecodedImage:
+def decode_opened(
+    image: Image.Image, data: bytes, max_side: int, multiple: int, box: Size | None = None
+) -> DecodedImage:
     """Decodes an opened file, as `prepare` does, and checks that it holds no more than its header says.
 
     A JPEG that lacks nothing but its end marker is decoded too.
@@ -96,7 +98,7 @@ def decode_opened(image: Image.Image, data: bytes, max_side: int, multiple: int)
     stated = Size(image.height, image.width)
     try:
         with cut_off_told(data, str(image.format)):
-            decoded = prepare(image, max_side, multiple)
+            decoded = prepare(image, max_side, multiple, box)
     except OSError as error:
         if image.format != "JPEG" or not is_truncation(error):
             raise
@@ -104,13 +106,13 @@ def decode_opened(image: Image.Image, data: bytes, max_side: int, multiple: int)
         whole = jpeg.with_end(data, painted_size(stated, max_side, multiple))
         if whole is None:
             raise
-        decoded = prepare(whole, max_side, multiple)
+        decoded = prepare(whole, max_side, multiple, box)
     if decoded.original.pixels > stated.pixels:
         raise broken(ValueError("the frame is larger than the header says"))
     return decoded
 
 
-def prepare(image: Image.Image, max_side: int, multiple: int) -> DecodedImage:
+def prepare(image: Image.Image, max_side: int, multiple: int, box: Size | None = None) -> DecodedImage:
     """Decodes an opened image, turns it upright, and resizes it to the size it is painted at.
 
     Raises:
@@ -119,7 +121,7 @@ def prepare(image: Image.Image, max_side: int, multiple: int) -> DecodedImage:
     load_early(image)
     turn = orientation(image)
     original = upright_size(image, turn)
-    painted = painted_size(original, max_side, multiple)
+    painted = painted_size(original, max_side, multiple, box)
     stored = painted.transposed if turn in SIDEWAYS else painted
     shrink_on_load(image, stored)
     colours = to_colours(image)

@@ -199,7 +199,7 @@ def decode_limited(channel: socket.socket, task: DecodeTask, shared: int) -> Dec
             if receive(channel)[0] is None:
                 return None
             limit = limit_memory(start, needed)
-            return decode_opened(image, data, task.max_side, task.multiple)
+            return decode_opened(image, data, task.max_side, task.multiple, task.box)
     except OutOfMemory:
         raise DecodeMemory(
             "Decoding this picture takes more memory than its header tells of. Save it again and send the new file.",

@@ -30,6 +30,7 @@ class DecodeTask:
         header: as `read_header` has read it.
         max_side: the longer painted side in pixels, at most.
         multiple: painted sides are rounded down to a multiple of this.
+        box: the painting fits into it as well, upright; None if `max_side` alone bounds it.
         max_pixels: width x height as the header states them, at most.
         max_memory_bytes: a photograph that takes more is refused.
         cpu_s: seconds of CPU after which the kernel ends the process, should the pool not have done so.
@@ -39,6 +40,7 @@ class DecodeTask:
     header: ImageHeader
     max_side: int
     multiple: int
+    box: Size | None
     max_pixels: int
     max_memory_bytes: int
     cpu_s: float
@@ -58,7 +60,8 @@ class DecodeTask:
         """Returns the task that a message holds."""
         stored = message["header"]["stored"]
         header = ImageHeader(message["header"]["format"], Size(*stored) if stored else None)
-        return cls(**(message | {"header": header}))
+        box = Size(*message["box"]) if message["box"] else None
+        return cls(**(message | {"header": header, "box": box}))
 
 
 def refusal_message(refusal: RequestError) -> Message:

@@ -117,6 +117,7 @@ class DecoderPool:
             header=header,
             max_side=request.max_side,
             multiple=request.multiple,
+            box=request.box,
             max_pixels=limits.max_pixels,
             max_memory_bytes=self.budget.most_bytes,
             cpu_s=limits.timeout_s,

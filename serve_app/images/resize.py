@@ -6,14 +6,15 @@ from serve_app.errors import TooSmall
 from serve_app.frames import MIN_SIDE, Size
 
 
-def painted_size(original: Size, max_side: int, multiple: int) -> Size:
+def painted_size(original: Size, max_side: int, multiple: int, box: Size | None = None) -> Size:
     """Fits a size into `max_side`, keeping its aspect and never enlarging it; sides are rounded down to `multiple`.
+
+    With a `box`, it fits into that as well.
 
     Raises:
         TooSmall: if a side would be under the generator's minimum of 8 pixels.
     """
-    scale = min(1.0, max_side / original.longer_side)
-    painted = Size(*(max(1, round(side * scale)) // multiple * multiple for side in original))
+    painted = fitted_size(original, max_side, multiple, box)
     if min(painted) < MIN_SIDE:
         remedy = "Crop it, or ask for a larger max_side" if min(original) >= MIN_SIDE else "Send it larger"
         raise TooSmall(
@@ -24,6 +25,14 @@ def painted_size(original: Size, max_side: int, multiple: int) -> Size:
             "pixels",
         )
     return painted
+
+
+def fitted_size(original: Size, max_side: int, multiple: int, box: Size | None = None) -> Size:
+    """Returns what `painted_size` does, however small it is."""
+    scale = min(1.0, max_side / original.longer_side)
+    if box is not None:
+        scale = min(scale, box.height / original.height, box.width / original.width)
+    return Size(*(max(1, round(side * scale)) // multiple * multiple for side in original))
 
 
 def resize(image: Image.Image, size: Size) -> Image.Image:

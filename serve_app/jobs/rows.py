@@ -51,7 +51,8 @@ def request_members(request: StylizeRequest) -> dict[str, Any]:
 
 def request_of(members: dict[str, Any]) -> StylizeRequest:
     """Returns the request that was kept."""
-    return StylizeRequest(**{name: value for name, value in members.items() if name in REQUEST_FIELDS})
+    known = {name: value for name, value in members.items() if name in REQUEST_FIELDS}
+    return StylizeRequest(**known | ({"box": Size(*known["box"])} if known.get("box") else {}))
 
 
 def receipt_members(receipt: Receipt) -> dict[str, Any]:

@@ -14,6 +14,8 @@ from serve_app.frames import Precision, StylizeRequest
 PAINTER_VERSION = 1
 # Fields of a request that leave its painting as it is; the style is in the name of the painter.
 UNSEEN = {"style", "timeout_s"}
+# Fields that came later, with defaults that leave the painting as it was before: then the digest is so too.
+LATER = {"box": None}
 
 
 def painter_name(style_digest: str, precision: Precision) -> str:
@@ -52,4 +54,5 @@ def work_digest(photo: str, painter: str, request: StylizeRequest) -> str | None
     if not painter:
         return None
     options = {name: value for name, value in asdict(request).items() if name not in UNSEEN}
+    options = {name: value for name, value in options.items() if name not in LATER or value != LATER[name]}
     return hashlib.sha256(json.dumps([photo, painter, options], sort_keys=True).encode()).hexdigest()

@@ -26,6 +26,14 @@ def test_photograph_is_admitted_by_its_header_and_at_the_worst_case_without_one(
     assert most_painted_pixels(ImageHeader("JPEG", stored), request) == pixels
 
 
+@pytest.mark.parametrize(
+    ("box", "pixels"), [(Size(600, 800), 600 * 800), (Size(800, 600), 600 * 800), (Size(30, 4000), 30 * 40)]
+)
+def test_photograph_in_a_box_is_admitted_at_the_worst_of_both_ways_up(box: Size, pixels: int) -> None:
+    request = StylizeRequest("toon", 1024, 1, "jpeg", box=box)
+    assert most_painted_pixels(ImageHeader("JPEG", Size(6000, 8000)), request) == pixels
+
+
 class Codec:
     """A callee that is lost so many times before it paints."""
 

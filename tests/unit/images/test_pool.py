@@ -16,7 +16,7 @@ import hostile
 import numpy as np
 import psutil
 import pytest
-from PIL import Image
+from PIL import ExifTags, Image
 from pngs import chunk, code_points_chunk, with_chunks
 from shared import ROOT, files_of, name_of, needs_shared
 from tiffs import tiff_of
@@ -30,7 +30,7 @@ from serve_app.errors import (
     TooManyPixels,
     TooSmall,
 )
-from serve_app.frames import DecodedImage
+from serve_app.frames import DecodedImage, Size
 from serve_app.images.decode import decode
 from serve_app.images.header import read_header
 from serve_app.images.messages import refusal_message, refusal_of
@@ -116,6 +116,15 @@ def same(one: DecodedImage, other: DecodedImage) -> bool:
     if one.alpha is None or other.alpha is None:
         return one.alpha is other.alpha and one.original == other.original and np.array_equal(one.frame, other.frame)
     return np.array_equal(one.alpha, other.alpha) and np.array_equal(one.frame, other.frame)
+
+
+def test_a_photograph_that_exif_turns_fits_into_its_box_upright() -> None:
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = 6
+    turned = hostile.saved(Image.effect_noise((400, 300), 60).convert("RGB"), "JPEG", exif=exif)
+    image = with_pool(lambda pool: decoded(pool, turned, box=Size(200, 100)))
+    assert (image.original, image.size) == (Size(400, 300), Size(133, 100))
+    assert decode(turned, hostile.request(box=Size(200, 100)), 64_000_000).size == Size(133, 100)
 
 
 def test_pool_decodes_as_this_process_does() -> None:

@@ -33,6 +33,27 @@ def test_painted_size_fits_keeps_the_aspect_and_never_enlarges(
 
 
 @pytest.mark.parametrize(
+    ("original", "box", "multiple", "painted"),
+    [
+        ((768, 1024), (1024, 1024), 1, (768, 1024)),
+        ((3000, 4000), (1024, 1536), 1, (1024, 1365)),
+        ((4000, 3000), (1024, 1536), 1, (1024, 768)),
+        ((4000, 6000), (1024, 1536), 1, (1024, 1536)),
+        ((3000, 4000), (1024, 1536), 4, (1024, 1364)),
+        ((60, 80), (1024, 1536), 1, (60, 80)),
+        ((6000, 6000), (4000, 5000), 1, (2000, 2000)),
+    ],
+)
+def test_painted_size_fits_into_a_box_too(original: Size, box: Size, multiple: int, painted: Size) -> None:
+    assert painted_size(Size(*original), 2000, multiple, Size(*box)) == painted
+
+
+def test_image_that_a_box_makes_too_small_is_refused() -> None:
+    with pytest.raises(TooSmall):
+        painted_size(Size(60, 80), 1024, 1, Size(7, 80))
+
+
+@pytest.mark.parametrize(
     ("original", "multiple", "painted", "remedy", "actual"),
     [
         ((7, 300), 1, "300 x 7", "Send it larger.", 7),

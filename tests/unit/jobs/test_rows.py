@@ -1,11 +1,12 @@
 """What older and newer code has written can be read."""
 
-from dataclasses import MISSING, dataclass, field, fields
+import json
+from dataclasses import MISSING, dataclass, field, fields, replace
 
 import pytest
 from jobstores import RECEIPT, REQUEST, Bench
 
-from serve_app.frames import Receipt, StylizeRequest
+from serve_app.frames import Receipt, Size, StylizeRequest
 from serve_app.jobs import rows
 from serve_app.jobs.rows import receipt_members, receipt_of, request_members, request_of
 
@@ -30,6 +31,12 @@ def test_a_request_of_older_code_has_the_defaults_of_newer_fields(monkeypatch: p
     newer = request_of(written)
     assert newer == NewerRequest(REQUEST.style, REQUEST.max_side, REQUEST.multiple, REQUEST.format)
     assert request_of(request_members(newer)) == newer
+
+
+def test_a_box_comes_back_as_a_size() -> None:
+    boxed = replace(REQUEST, box=Size(60, 80))
+    assert request_of(json.loads(json.dumps(request_members(boxed)))) == boxed
+    assert isinstance(request_of(json.loads(json.dumps(request_members(boxed)))).box, Size)
 
 
 def test_a_receipt_of_older_code_has_the_defaults_of_newer_fields(monkeypatch: pytest.MonkeyPatch) -> None:

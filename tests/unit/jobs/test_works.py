@@ -5,12 +5,12 @@ from dataclasses import fields, replace
 import pytest
 from jobstores import REQUEST
 
-from serve_app.frames import StylizeRequest
+from serve_app.frames import Size, StylizeRequest
 from serve_app.jobs import works
 from serve_app.jobs.works import confirmed, painter_name, work_digest
 
 PAINTER = painter_name("ab" * 32, "auto")
-CHANGES = {"max_side": 511, "multiple": 1, "format": "webp", "quality": 80}
+CHANGES = {"max_side": 511, "multiple": 1, "format": "webp", "quality": 80, "box": Size(80, 60)}
 
 
 def test_every_option_that_is_seen_in_a_painting_counts() -> None:
@@ -18,6 +18,10 @@ def test_every_option_that_is_seen_in_a_painting_counts() -> None:
     works_of += [work_digest("another", PAINTER, REQUEST), work_digest("photo", PAINTER, REQUEST)]
     assert len(set(works_of)) == len(works_of)
     assert {field.name for field in fields(StylizeRequest)} == CHANGES.keys() | works.UNSEEN
+
+
+def test_a_field_that_came_later_leaves_the_digests_of_before() -> None:
+    assert str(work_digest("photo", PAINTER, REQUEST)).startswith("2f71bc")
 
 
 def test_the_styles_name_and_the_time_do_not_count() -> None:
