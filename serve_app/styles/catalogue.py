@@ -26,6 +26,7 @@ logger = logging.getLogger(__name__)
 
 STYLES_DIR_VARIABLE = "ANIMEGAN_STYLES_DIR"
 CATALOGUE = "catalogue.toml"
+MTIME_NS = 3  # of a file's stamp
 SUFFIX = ".safetensors"
 MAX_STYLE_BYTES = 64 * 2**20  # of one file; a style has 8.6 MB in float32
 
@@ -120,6 +121,11 @@ class InstalledStyle(Style):
     def is_current(self) -> bool:
         """Whether the file is still the one that was read. It takes some microseconds."""
         return self.stamp == file_stamp(self.path)
+
+    @property
+    def written_s(self) -> int:
+        """When the file that was read was written, in seconds since 1970; 0 if nothing was read."""
+        return self.stamp[MTIME_NS] // 10**9 if self.stamp else 0
 
 
 class LeftOut(NamedTuple):

@@ -36,6 +36,8 @@ from serve_app.web.clients import client_address
 from serve_app.web.connection import MAX_HEADER_BYTES, PROBLEM_TYPE, headers_too_large
 from serve_app.web.events import Streams, is_for_events, root_path_of
 from serve_app.web.intake import Body, ClientGone, Intake, take_in
+from serve_app.web.openai_uploads import EDITS, most_body_bytes
+from serve_app.web.problems import JSON, written
 from serve_app.web.refusals import HeldRefusals, key_of
 from serve_app.web.request_log import PROBES, REQUEST_ID, WAITED, note, well_formed_id
 from serve_app.web.uploads import FORM_OVERHEAD_BYTES, too_many_bytes
@@ -142,7 +144,7 @@ class Guard:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        request, answer = Incoming(receive, scope["headers"]), Answer(send)
+        request, answer = Incoming(receive, scope["headers"]), Answer(send, scope["path"])
         try:
             await self._handle(scope, request, answer)
         except ClientGone:
@@ -331,18 +333,20 @@ class Answer:
         has_begun: whether something has been sent.
         instead: a refusal that the client is to get in place of Serve's bare text.
         may_replace: whether a bare text is Serve's at all.
-        on_too_busy: is called with the problem document if the service refuses one picture too many.
+        on_too_busy: is called with the document and its Retry-After if the service refuses one picture too many.
     """
 
-    def __init__(self, send: Send) -> None:
+    def __init__(self, send: Send, path: str) -> None:
         self.request_id = b""
         self.has_begun = False
         self.instead: RequestError | None = None
         self.may_replace = False
-        self.on_too_busy: Callable[[bytes], None] = nobody
+        self.on_too_busy: Callable[[bytes, int | None], None] = nobody
         self._too_busy: bytes | None = None  # the document as far as it has come
+        self._retry_after_s: int | None = None
         self._held: Message | None = None  # the start of a bare 404 that may be Serve's
         self._send = send
+        self._path = path  # of the request, by whose clients refusals are read
 
     async def send(self, message: Message) -> None:
         """Passes a message of the service on."""
@@ -359,16 +363,17 @@ class Answer:
                 return
             self.instead = in_own_words(message) if self.may_replace else None
             self._too_busy = b"" if is_too_busy(message) else None
+            self._retry_after_s = retry_after(message)
         elif self._too_busy is not None:
             self._too_busy += message.get("body", b"")
             if not message.get("more_body", False):
-                self.on_too_busy(self._too_busy)
+                self.on_too_busy(self._too_busy, self._retry_after_s)
         if self.instead is None:
             self.has_begun = True
             await self._send(message)
 
     async def refuse(self, refusal: RequestError, is_last: bool) -> None:
-        """Answers a problem document.
+        """Answers a refusal.
 
         Args:
             refusal: what it says.
@@ -378,14 +383,14 @@ class Answer:
         if self.has_begun:
             return
         self.has_begun = True
-        body = json.dumps(refusal.problem()).encode()
+        document, media_type, more = written(refusal, self._path)
+        body = json.dumps(document).encode()
         headers = [
-            (b"content-type", PROBLEM_TYPE.encode()),
+            (b"content-type", media_type.encode()),
             (b"content-length", str(len(body)).encode()),
             (REQUEST_ID, self.request_id or new_request_id()),
+            *((name.lower().encode(), value.encode()) for name, value in more.items()),
         ]
-        if refusal.retry_after_s is not None:
-            headers.append((b"retry-after", str(refusal.retry_after_s).encode()))
         if is_last:
             headers.append((b"connection", b"close"))
         await self._send({"type": "http.response.start", "status": refusal.status, "headers": headers})
@@ -403,14 +408,20 @@ def with_id(send: Send, request_id: bytes) -> Send:
     return send_with_id
 
 
-def nobody(document: bytes) -> None:
+def nobody(document: bytes, retry_after_s: int | None) -> None:
     """Hears of a refusal and forgets it."""
 
 
 def is_too_busy(start: Message) -> bool:
     """Returns whether an answer is the service's own refusal of one picture too many."""
     types = [value for name, value in start.get("headers", []) if name == b"content-type"]
-    return start["status"] == TooBusy.status and types == [PROBLEM_TYPE.encode()]
+    return start["status"] == TooBusy.status and types in ([PROBLEM_TYPE.encode()], [JSON.encode()])
+
+
+def retry_after(start: Message) -> int | None:
+    """Returns the seconds that the header Retry-After of an answer says; None if it has none."""
+    after = dict(start.get("headers", [])).get(b"retry-after", b"")
+    return int(after) if after.isdigit() else None
 
 
 def is_bare(start: Message) -> bool:
@@ -421,11 +432,10 @@ def is_bare(start: Message) -> bool:
 
 def in_own_words(start: Message) -> RequestError | None:
     """Returns the refusal that says what Serve answers as bare text, or None if the answer is not Serve's."""
-    headers = dict(start.get("headers", []))
     if not is_bare(start):
         return None
-    after = headers.get(b"retry-after", b"")
-    retry_after_s = int(after) if after.isdigit() else RETRY_AFTER_S
+    retry_after_s = retry_after(start)
+    retry_after_s = RETRY_AFTER_S if retry_after_s is None else retry_after_s
     if start["status"] == 408:
         return DeadlineExceeded("The request was not answered within the time that the service gives any request.")
     if start["status"] == 429:
@@ -532,6 +542,8 @@ def body_limit(scope: Scope, settings: GuardSettings) -> int:
     is_form = any(value.startswith(b"multipart/form-data") for value in types)
     if is_form and path.endswith(ALBUMS):
         return settings.max_form_bytes
+    if path.endswith(EDITS):
+        return most_body_bytes(settings.max_bytes, is_form)
     if path.endswith(UPLOADS + ALBUMS):
         return settings.max_bytes + (FORM_OVERHEAD_BYTES if is_form else 0)
     return OTHER_BYTES

@@ -1,13 +1,14 @@
 """What a client asks for: the options of a query and of a form, checked, with the defaults filled in."""
 
+import re
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TypeVar
 
 from pydantic import ValidationError
 from starlette.requests import Request
 
-from serve_app.errors import BadOption
+from serve_app.errors import BadOption, DeadlineExceeded
 from serve_app.frames import StylizeRequest
 from serve_app.styles.catalogue import find_style
 from serve_app.web.negotiation import negotiate
@@ -119,3 +120,17 @@ def stylize_request(options: JobOptions, accept: str | None, pipeline: Pipeline)
         quality=options.quality,
         timeout_s=timeout_s,
     )
+
+
+def without_waited(wanted: StylizeRequest, waited_s: str) -> StylizeRequest:
+    """Returns the request with less time, by the seconds that it has waited in the guard.
+
+    Raises:
+        DeadlineExceeded: if there is no time left.
+    """
+    if not re.fullmatch(r"\d{1,6}\.\d{3}", waited_s):  # not the guard's
+        return wanted
+    left_s = wanted.timeout_s - float(waited_s)
+    if left_s <= 0:
+        raise DeadlineExceeded(f"The picture had to wait for more than the {wanted.timeout_s:g} seconds it was given.")
+    return replace(wanted, timeout_s=left_s)

@@ -1,4 +1,4 @@
-"""Handlers that answer every refusal and fault with a problem document (RFC 9457)."""
+"""Handlers that answer every refusal and fault: with a problem document (RFC 9457), or as OpenAI's clients read it."""
 
 import logging
 from collections.abc import Iterable, Mapping
@@ -13,12 +13,14 @@ from starlette.exceptions import HTTPException
 from starlette.routing import Match, Route
 
 from serve_app.errors import BadOption, RequestError, Unauthorized
+from serve_app.web.openai_errors import NO_RETRY, error_document, is_openais, openai_error
 from serve_app.web.request_log import CLIENT_CLOSED_REQUEST, note
 from serve_app.web.schemas import PROBLEM
 from serve_app.web.traffic import note_refusal
 
 logger = logging.getLogger(__name__)
 
+JSON = "application/json"
 CHALLENGE = 'Bearer realm="animegan-serve"'
 
 
@@ -27,15 +29,23 @@ async def answer_refusal(request: Request, error: Exception) -> Response:
     assert isinstance(error, RequestError)  # what this handler is registered for
     note(outcome=error.code)
     note_refusal(request, error.code)
-    return problem_answer(error)
+    return refusal_answer(error, request.url.path)
 
 
-def problem_answer(error: RequestError) -> Response:
-    """Returns the answer that refuses a request."""
-    headers = {} if error.retry_after_s is None else {"Retry-After": str(error.retry_after_s)}
-    if error.status == Unauthorized.status:
+def refusal_answer(refusal: RequestError, path: str) -> Response:
+    """Returns the answer that refuses a request for a path."""
+    document, media_type, headers = written(refusal, path)
+    return JSONResponse(document, refusal.status, headers, media_type)
+
+
+def written(refusal: RequestError, path: str) -> tuple[dict[str, Any], str, dict[str, str]]:
+    """Returns the document of a refusal, its media type and its headers, as the clients of a route read them."""
+    headers = {} if refusal.retry_after_s is None else {"Retry-After": str(refusal.retry_after_s)}
+    if refusal.status == Unauthorized.status:
         headers["WWW-Authenticate"] = CHALLENGE
-    return JSONResponse(error.problem(), error.status, headers, PROBLEM)
+    if not is_openais(path):
+        return refusal.problem(), PROBLEM, headers
+    return openai_error(refusal), JSON, headers if refusal.retry_after_s is not None else headers | NO_RETRY
 
 
 async def answer_invalid(request: Request, error: Exception) -> Response:
@@ -67,7 +77,6 @@ async def answer_http_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
     code = error.detail.lower().replace(" ", "-")
     note(outcome=code)
-    document = {"type": "about:blank", "title": error.detail, "status": error.status_code}
     headers = dict(error.headers or {})
     if "Allow" in headers:  # of the first route of this path; there may be others
         headers["Allow"] = ", ".join(sorted({method for route in routes_of(request) for method in route.methods or ()}))
@@ -76,7 +85,10 @@ async def answer_http_error(request: Request, error: Exception) -> Response:
     if error.status_code != HTTPStatus.NOT_FOUND:
         detail = f"{path} does not take {request.method}" + (f"; it takes {allowed}." if allowed else ".")
     note_refusal(request, code)
-    document |= {"code": code, "detail": detail}
+    if is_openais(path):
+        return JSONResponse(error_document(detail, error.status_code, code), error.status_code, headers)
+    document = {"type": "about:blank", "title": error.detail, "status": error.status_code, "code": code}
+    document["detail"] = detail
     return JSONResponse(document, error.status_code, headers, PROBLEM)
 
 
@@ -96,4 +108,5 @@ async def answer_fault(request: Request, error: Exception) -> Response:
     """Logs a fault of this service in full, and answers with one sentence."""
     template = next((route.path for route in routes_of(request)), "an unknown path")  # the path may hold a job's id
     logger.error("unexpected error on %s %s", request.method, template, exc_info=error)
-    return problem_answer(RequestError("Something went wrong here; the fault has been logged."))
+    refusal = RequestError("Something went wrong here; the fault has been logged.")
+    return refusal_answer(refusal, request.url.path)

@@ -11,9 +11,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from serve_app.errors import TooBusy
+from serve_app.web.openai_errors import CODES
 
 HELD_S = 1.0  # no Retry-After is shorter, so nobody who minds it meets a refusal of before
 MOST_CLIENTS = 4096
+BUSY = CODES[TooBusy.code]  # in OpenAI's errors
 
 
 @dataclass(frozen=True)
@@ -48,11 +50,17 @@ class HeldRefusals:
             raise TooBusy(*held.refusal.args)  # a new one: an error that is raised again grows by its traceback
         del self._held[key]
 
-    def hold(self, key: bytes, document: bytes) -> None:
-        """Takes note of a problem document that the service has answered with 429."""
+    def hold(self, key: bytes, document: bytes, retry_after_s: int | None = None) -> None:
+        """Takes note of a document that the service has answered with 429.
+
+        Args:
+            key: of the client and what it wants.
+            document: as the clients of the route read it.
+            retry_after_s: what the header Retry-After says.
+        """
         self._forget()
         self._held.pop(key, None)
-        if len(self._held) < MOST_CLIENTS and (refusal := too_busy(document)) is not None:
+        if len(self._held) < MOST_CLIENTS and (refusal := too_busy(document, retry_after_s)) is not None:
             self._held[key] = Held(refusal, self._clock() + HELD_S)
 
     def _forget(self) -> None:
@@ -73,9 +81,12 @@ def key_of(path: str, client: str, headers: Sequence[bytes]) -> bytes:
     return hashlib.blake2b(b"\0".join(parts), digest_size=16).digest()
 
 
-def too_busy(document: bytes) -> TooBusy | None:
-    """Returns the refusal that a problem document states, if it is this one."""
+def too_busy(document: bytes, retry_after_s: int | None) -> TooBusy | None:
+    """Returns the refusal that a document states, if it is this one: a problem document, or one of OpenAI's errors."""
     said = json.loads(document)
+    if "error" in said:
+        error = said["error"]
+        return TooBusy(error["message"], retry_after_s=retry_after_s) if error["code"] == BUSY else None
     if said["code"] != TooBusy.code:
         return None
     names = ("limit", "actual", "unit", "retry_after_s", "position")

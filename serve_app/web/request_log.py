@@ -40,6 +40,8 @@ GUARDED = (
     (re.compile(r"/v1/(stylize|jobs|jobs/events|styles)$"), r"/v1/\1"),
     (re.compile(r"/v1/jobs/[^/]+(|/image|/photo)$"), r"/v1/jobs/{job_id}\1"),
     (re.compile(r"/v1/styles/[^/]+/thumbnail$"), "/v1/styles/{name}/thumbnail"),
+    (re.compile(r"/v1/(images/edits|models)$"), r"/v1/\1"),
+    (re.compile(r"/v1/models/[^/]+$"), "/v1/models/{model}"),
     (re.compile(r"/page/[^/]+/.+$"), "/page/{version}/{name:path}"),
     (re.compile(r"^/$"), "/"),
 )

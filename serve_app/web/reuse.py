@@ -40,12 +40,11 @@ async def stylize_or_reuse(
     if work is not None:
         if condition.foresees(entity_tag(work)):
             return not_modified(entity_tag(work), VARY)
-        began = time.monotonic()
-        earlier = await jobs.paintings.find(client.name, work)
+        earlier = await find_earlier(jobs, client, work)
         if earlier is not None:
             if condition.is_any:
                 return not_modified(entity_tag(work), VARY)
-            return painting_answer(fetched_in(earlier, time.monotonic() - began), entity_tag(work))
+            return painting_answer(earlier, entity_tag(work))
     painting = await pipeline.stylize(data, request, client)
     painted = work_digest(photo, painting.receipt.painter, request)  # another painter may have done it
     if painted is None:
@@ -57,6 +56,40 @@ async def stylize_or_reuse(
         jobs.paintings.keep(client.name, painted, request, painting)
 
     return painting_answer(painting, entity_tag(painted), BackgroundTask(keep))
+
+
+async def paint_or_reuse(pipeline: Pipeline, data: bytes, request: StylizeRequest, client: Client) -> EncodedImage:
+    """Returns an earlier painting of the client; or paints, and begins to keep the painting.
+
+    Args:
+        pipeline: that paints.
+        data: the photograph's file.
+        request: the client's options.
+        client: who asks.
+
+    Raises:
+        RequestError: if it cannot be painted.
+    """
+    jobs = pipeline.jobs
+    if jobs is None:
+        return await pipeline.stylize(data, request, client)
+    photo = await hashed(data)
+    work = work_digest(photo, pipeline.painter(request.style), request)
+    earlier = None if work is None else await find_earlier(jobs, client, work)
+    if earlier is not None:
+        return earlier
+    painting = await pipeline.stylize(data, request, client)
+    painted = work_digest(photo, painting.receipt.painter, request)  # another painter may have done it
+    if painted is not None:
+        jobs.paintings.keep(client.name, painted, request, painting)
+    return painting
+
+
+async def find_earlier(jobs: Jobs, client: Client, work: str) -> EncodedImage | None:
+    """Returns what a client was painted before, with the time that fetching it took; None if it is not there."""
+    began = time.monotonic()
+    earlier = await jobs.paintings.find(client.name, work)
+    return None if earlier is None else fetched_in(earlier, time.monotonic() - began)
 
 
 async def known_tag(

@@ -1,8 +1,6 @@
 """The HTTP routes. Every refusal is raised as a `RequestError`, and `problems` turns it into a problem document."""
 
 import importlib.metadata
-import re
-from dataclasses import replace
 from typing import Annotated
 
 from fastapi import Depends, FastAPI, Query, Request
@@ -14,14 +12,15 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from serve_app.errors import DeadlineExceeded, NotReady, RequestError
-from serve_app.frames import Client, StylizeRequest
+from serve_app.errors import NotReady, RequestError
+from serve_app.frames import Client
 from serve_app.settings import IngressSettings
 from serve_app.web.clients import client_address
 from serve_app.web.conditions import read_condition
 from serve_app.web.events import EVENTS
 from serve_app.web.job_routes import add_job_routes, stylize_as_job
-from serve_app.web.options import read_photograph
+from serve_app.web.openai_routes import add_openai_routes
+from serve_app.web.options import read_photograph, without_waited
 from serve_app.web.page_routes import add_page_routes
 from serve_app.web.pipeline import Pipeline
 from serve_app.web.preferences import read_preference
@@ -101,6 +100,7 @@ def create_app(pipeline: Pipeline, observer: Observer | None = None) -> FastAPI:
 
     add_job_routes(app, pipeline, identify, lambda request: client_of(request, pipeline.settings))
     add_style_routes(app, pipeline)
+    add_openai_routes(app, pipeline, identify)
 
     @app.get("/livez", summary="Whether this process answers")
     async def livez() -> Status:
@@ -142,17 +142,3 @@ def client_of(request: Request, settings: IngressSettings) -> str:
     """Returns the address that identifies the client of a request."""
     peer = request.client.host if request.client else None
     return client_address(peer, request.headers.getlist("x-forwarded-for"), settings.trusted_proxies)
-
-
-def without_waited(wanted: StylizeRequest, waited_s: str) -> StylizeRequest:
-    """Returns the request with less time, by the seconds that it has waited in the guard.
-
-    Raises:
-        DeadlineExceeded: if there is no time left.
-    """
-    if not re.fullmatch(r"\d{1,6}\.\d{3}", waited_s):  # not the guard's
-        return wanted
-    left_s = wanted.timeout_s - float(waited_s)
-    if left_s <= 0:
-        raise DeadlineExceeded(f"The picture had to wait for more than the {wanted.timeout_s:g} seconds it was given.")
-    return replace(wanted, timeout_s=left_s)

@@ -1,9 +1,11 @@
 """Reads photographs of an HTTP request in bounded memory: a raw body, or fields `image` of a multipart form."""
 
 import io
+import re
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from typing import ClassVar
 from urllib.parse import parse_qsl
 
 from python_multipart.multipart import parse_options_header
@@ -184,13 +186,19 @@ def text_fields(form: FormData) -> dict[str, str]:
 
 
 class PhotoFormParser(MultiPartParser):
-    """Starlette's parser, but the field `image` is a file also where its part names none, as some clients send it."""
+    """Starlette's parser, but the field `image` is a file also where its part names none, as some clients send it.
+
+    Attributes:
+        photo_fields: names of the fields that are files.
+    """
+
+    photo_fields: ClassVar[re.Pattern[bytes]] = re.compile(re.escape(FIELD.encode()))
 
     def on_headers_finished(self) -> None:
         """Handles the end of a part's headers."""
         disposition = self._current_part.content_disposition or b""
         _, options = parse_options_header(disposition)
-        if options.get(b"name") == FIELD.encode() and b"filename" not in options:
+        if self.photo_fields.fullmatch(options.get(b"name", b"")) and b"filename" not in options:
             self._current_part.content_disposition = disposition + b'; filename="photo"'
         super().on_headers_finished()
 

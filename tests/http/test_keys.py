@@ -21,7 +21,8 @@ PHOTO = photo_bytes(60, 80)
 KEY = "ag_the-key-of-alice"
 ALICE = Key("alice", hashlib.sha256(KEY.encode()).digest(), 0.5)
 JOB = "/v1/jobs/{job_id}"  # its id is the right to see it and to erase it
-SEEN = ["/v1/styles", "/v1/styles/{name}/thumbnail", "/v1/jobs", JOB, f"{JOB}/image", f"{JOB}/photo"]
+STYLES = ["/v1/styles", "/v1/styles/{name}/thumbnail", "/v1/models", "/v1/models/{model}"]
+SEEN = [*STYLES, "/v1/jobs", JOB, f"{JOB}/image", f"{JOB}/photo"]
 OPEN = {  # of what is under /v1
     *((method, path) for method in ("GET", "HEAD") for path in SEEN),
     ("GET", "/v1/jobs/events"),

@@ -57,3 +57,15 @@ def test_openapi_document_describes_every_refusal_of_stylize() -> None:
     refusals = {"304", "400", "401", "404", "408", "413", "415", "422", "429", "503", "507"}
     assert set(operation["responses"]) == {"200", "202"} | refusals
     assert set(operation["requestBody"]["content"]) == {"image/*", "application/octet-stream", "multipart/form-data"}
+
+
+def test_openapi_document_describes_every_refusal_of_an_edit_as_openais_clients_read_it() -> None:
+    document = create_app(FakePipeline()).openapi()
+    operation = document["paths"]["/v1/images/edits"]["post"]
+    refusals = {"400", "401", "404", "408", "413", "415", "422", "429", "503"}
+    assert set(operation["responses"]) == {"200"} | refusals
+    assert set(operation["requestBody"]["content"]) == {"multipart/form-data", "application/json"}
+    assert set(operation["responses"]["200"]["content"]) == {"application/json", "text/event-stream"}
+    for status in refusals:
+        (schema,) = (each["schema"] for each in operation["responses"][status]["content"].values())
+        assert schema == {"$ref": "#/components/schemas/OpenAIError"}
