@@ -22,6 +22,8 @@ from serve_app.settings import (
     StylizerSettings,
     load_settings,
 )
+from serve_app.web.openai_edits import most_held_bytes
+from serve_app.web.openai_uploads import base64_bytes, most_body_bytes
 
 # Idle processes, each its own part of what they share (docs/benchmarks.md, soak and decoding; x86-64, CUDA's torch).
 CONTROLLER_BYTES = 95_000_000
@@ -114,7 +116,15 @@ class Service:
     @property
     def uploads_bytes(self) -> int:
         """The most that the photographs in the service have together, in files."""
-        each = self.ingress.max_form_bytes if self.args.jobs.enabled else self.ingress.max_bytes
+        return self._forwarded_bytes(self.ingress.max_form_bytes if self.args.jobs.enabled else self.ingress.max_bytes)
+
+    @property
+    def bodies_bytes(self) -> int:
+        """The most that all bodies in the service have together; photographs in JSON are longer than their files."""
+        return max(self.uploads_bytes, self._forwarded_bytes(most_body_bytes(self.ingress.max_bytes, is_form=False)))
+
+    def _forwarded_bytes(self, each: int) -> int:
+        """Returns the most that all bodies in the service have, if one may have `each`."""
         admitted = max(self.ingress.queue_most_pictures * self.ingress.max_bytes, each)
         if self.guard is None or self.is_cluster:  # where each of several proxies forwards its own
             return admitted
@@ -163,7 +173,7 @@ class Service:
     def parts(self) -> dict[str, dict[str, int]]:
         """The bytes of each kind of process or memory, by the name of what they belong to; for one replica."""
         guard = self.guard
-        proxy_uploads = self.uploads_bytes if guard is None else guard.memory_bytes + self.proxy_bytes(guard)
+        proxy_uploads = self.bodies_bytes if guard is None else guard.memory_bytes + self.proxy_bytes(guard)
         streams = guard.max_streams * STREAM_BYTES if guard and self.args.jobs.enabled else 0
         decoding = self.codec.memory_bytes + min(self.codec.decoder_processes, ENCODERS) * DECODER_GROWTH_BYTES
         shared = min(self.codec.decoder_processes * self.ingress.max_bytes, self.uploads_bytes)
@@ -176,7 +186,12 @@ class Service:
             },
             "node": {"processes": RAY_NODE_BYTES},
             "proxy": {"processes": PROXY_BYTES + streams, "uploads": proxy_uploads},
-            "Ingress": {"processes": INGRESS_BYTES, "uploads": self.uploads_bytes},
+            "Ingress": {
+                "processes": INGRESS_BYTES,
+                "uploads": self.bodies_bytes,
+                "decoding": base64_bytes(self.ingress.max_bytes),  # the text of one JSON body beside its bytes
+                "frames": most_held_bytes(self.ingress.max_side),
+            },
             "Codec": {"processes": CODEC_BYTES, "uploads": shared, "decoding": decoding},
             "Stylizer": painting or {"processes": granted or GPU_HOST_BYTES},
             "JobRunner": {"processes": RUNNER_BYTES, "uploads": jobs},
@@ -188,7 +203,8 @@ class Service:
 
     def proxy_bytes(self, guard: GuardSettings) -> int:
         """The most that one proxy has in the service at a time; a larger body goes alone."""
-        return max(guard.max_forwarded_bytes, guard.max_form_bytes if self.args.jobs.enabled else guard.max_bytes)
+        form = guard.max_form_bytes if self.args.jobs.enabled else guard.max_bytes
+        return max(guard.max_forwarded_bytes, form, most_body_bytes(guard.max_bytes, is_form=False))
 
     def containers(self) -> dict[str, dict[str, int]]:
         """The bytes of what is in each kind of container, by its name: all in one, the head, or one replica of each."""

@@ -13,6 +13,8 @@ from serve_app.cli.plan import as_deployment, read_service
 from serve_app.engine.memory import MemoryModel
 from serve_app.frames import Size
 from serve_app.settings import MIB
+from serve_app.web.openai_edits import HELD_BYTES
+from serve_app.web.openai_uploads import most_body_bytes
 
 RunCommand = Callable[..., int]
 LOCAL, PROD = (ROOT / "configs" / name for name in ("local.yaml", "prod.yaml"))
@@ -56,13 +58,22 @@ def test_each_upload_is_counted_where_it_lies(local: Service) -> None:
     smaller = local.with_setting("guard", max_forwarded_bytes=16 * MIB, max_form_bytes=32 * MIB, max_bytes=32 * MIB)
     smaller = smaller.with_setting("ingress", max_form_bytes=32 * MIB)
     assert local.parts["Ingress"]["uploads"] == 256 * MIB  # one form of an album, alone
-    assert smaller.parts["Ingress"]["uploads"] == 32 * MIB  # one photograph, alone
+    assert smaller.uploads_bytes == 32 * MIB  # one photograph, alone
+    body = most_body_bytes(32 * MIB, is_form=False)  # the same in base64
+    assert smaller.parts["Ingress"]["uploads"] == body
     saved = local.parts["proxy"]["uploads"] - smaller.parts["proxy"]["uploads"]
-    assert saved == 224 * MIB
+    assert saved == 256 * MIB - body
 
 
 def test_without_a_guard_every_admitted_photograph_may_be_as_large_as_any(local: Service) -> None:
     assert replace(local, guard=None).uploads_bytes == 64 * 32 * MIB
+
+
+def test_an_ingress_decodes_one_body_of_json_and_holds_ten_of_the_largest_pictures(local: Service) -> None:
+    part = local.parts["Ingress"]
+    assert part["decoding"] == pytest.approx(32 * MIB * 4 / 3, abs=4)
+    assert part["frames"] == pytest.approx(10 * 4 * 1024**2 * 4 / 3, abs=40)
+    assert local.with_max_side(256).parts["Ingress"]["frames"] == HELD_BYTES
 
 
 def test_another_stylizer_costs_a_process_and_its_painting(local: Service) -> None:
@@ -105,7 +116,8 @@ def test_a_budget_that_holds_no_painting_is_a_problem_that_names_a_side_that_fit
 
 def test_a_card_that_holds_no_painting_beside_its_replicas_is_a_problem(prod: Service) -> None:
     assert list(prod.problems(card_bytes=16 * 1024 * MIB)) == []
-    (problem,) = prod.with_max_side(4096).problems(card_bytes=8 * 1024 * MIB)
+    *others, problem = prod.with_max_side(4096).problems(card_bytes=8 * 1024 * MIB)
+    assert not any("card" in other for other in others)
     assert "does not hold one painting of 4096 x 4096" in problem
 
 
@@ -175,7 +187,7 @@ def test_settings_that_do_not_fit_end_with_a_sentence_and_a_status(
     said = capsys.readouterr()
     assert "These settings do not fit: everything in one container needs" in said.err
     assert "These settings would fit in 3,072 MiB:\n" in said.out
-    assert "  guard.max_form_bytes: 33554432\n" in said.out
+    assert "  guard.max_form_bytes: 16777216\n" in said.out
 
 
 def test_a_limit_that_nothing_fits_is_told_beside_the_least(
@@ -189,7 +201,7 @@ def test_json_says_what_fits(animegan: RunCommand, capsys: pytest.CaptureFixture
     assert animegan("plan", "--config", LOCAL, "--cores", 2, "--memory", "3GiB", "--json") == 1
     plan = json.loads(capsys.readouterr().out)
     assert plan["limit"]["fits"] is False
-    assert plan["limit"]["settings_that_fit"]["guard.max_form_bytes"] == 32 * MIB
+    assert plan["limit"]["settings_that_fit"]["guard.max_form_bytes"] == 16 * MIB
     assert plan["problems"][0].startswith("These settings do not fit")
 
 
