@@ -13,7 +13,6 @@ from serve_app.jobs.words import NewJob
 from serve_app.web.options import accepted_types, callback_url, refuse_repeated, stylize_request, with_fields
 from serve_app.web.pipeline import Jobs, Pipeline
 from serve_app.web.schemas import SubmitOptions
-from serve_app.web.traffic import note_style
 from serve_app.web.turns import Turns
 from serve_app.web.uploads import album, no_image, too_many_bytes
 
@@ -49,7 +48,6 @@ class Albums:
             if sent.fields:
                 options = with_fields(options, sent.fields)
             wanted = stylize_request(options, accepted_types(request), self._pipeline)
-            note_style(request, wanted.style)
             wanted, url = replace(wanted, timeout_s=NO_DEADLINE_S), callback_url(options, self._pipeline)
             if options.source_job is not None:
                 if sent.photos:

@@ -31,7 +31,6 @@ from serve_app.web.receipts import receipt_headers, receipt_info
 from serve_app.web.request_log import WAITED, note
 from serve_app.web.reuse import paint_or_reuse
 from serve_app.web.schemas import Options
-from serve_app.web.traffic import note_style
 from serve_app.web.turns import Turns
 
 HELD_BYTES = 32 * MIB  # of answers with several pictures: they are held until the last one is painted
@@ -94,7 +93,6 @@ class Edits:
         """
         async with read_edit(request, self.pipeline.settings.max_bytes, self._turns) as edit:
             wanted = without_waited(painting_request(edit.fields, self.pipeline), request.headers.get(WAITED, ""))
-            note_style(request, wanted.style)
             yield Order(edit, wanted, asyncio.get_running_loop().time() + wanted.timeout_s, client)
 
     async def paintings(self, order: Order) -> AsyncGenerator[EncodedImage]:

@@ -16,7 +16,6 @@ from serve_app.web.pipeline import Pipeline
 from serve_app.web.problems import wrong_options
 from serve_app.web.request_log import note
 from serve_app.web.schemas import JobOptions, Options, SubmitOptions
-from serve_app.web.traffic import note_style
 from serve_app.web.uploads import read_upload
 
 AnyOptions = TypeVar("AnyOptions", bound=JobOptions)
@@ -48,7 +47,6 @@ async def read_photograph(request: Request, options: JobOptions, pipeline: Pipel
     if upload.fields:
         options = with_fields(options, upload.fields)
         wanted = stylize_request(options, accept, pipeline)
-    note_style(request, wanted.style)
     return Photograph(upload.data, wanted, isinstance(options, Options) and options.timeout_s is not None)
 
 

@@ -16,7 +16,6 @@ from serve_app.errors import BadOption, RequestError, Unauthorized
 from serve_app.web.openai_errors import NO_RETRY, error_document, is_openais, openai_error
 from serve_app.web.request_log import CLIENT_CLOSED_REQUEST, note
 from serve_app.web.schemas import PROBLEM
-from serve_app.web.traffic import note_refusal
 
 logger = logging.getLogger(__name__)
 
@@ -28,7 +27,6 @@ async def answer_refusal(request: Request, error: Exception) -> Response:
     """Answers a refusal of this service."""
     assert isinstance(error, RequestError)  # what this handler is registered for
     note(outcome=error.code)
-    note_refusal(request, error.code)
     return refusal_answer(error, request.url.path)
 
 
@@ -84,7 +82,6 @@ async def answer_http_error(request: Request, error: Exception) -> Response:
     detail = f"There is nothing at {path}; the API is described at /docs."
     if error.status_code != HTTPStatus.NOT_FOUND:
         detail = f"{path} does not take {request.method}" + (f"; it takes {allowed}." if allowed else ".")
-    note_refusal(request, code)
     if is_openais(path):
         return JSONResponse(error_document(detail, error.status_code, code), error.status_code, headers)
     document = {"type": "about:blank", "title": error.detail, "status": error.status_code, "code": code}

@@ -85,6 +85,11 @@ class Entry:
     began: float = field(default_factory=time.monotonic)
     ended: float | None = None
 
+    @property
+    def seconds(self) -> float:
+        """From the arrival of the body, in the guard where there is one, to the last byte of the answer, or to now."""
+        return (self.ended or time.monotonic()) - self.began + (self.waited_ms or 0) / 1000
+
     def end(self) -> None:
         """Says what became of a request about which nobody has noted it."""
         if self.status is None:
@@ -127,6 +132,7 @@ class Entry:
         return {name: value for name, value in known.items() if value is not None}
 
 
+EndOfRequest = Callable[[Entry, str | None], None]  # takes what is known in the end, and the template of the route
 NOTED: ContextVar[Entry | None] = ContextVar("animegan_request", default=None)
 
 
@@ -148,11 +154,15 @@ class RequestLog:
     Args:
         app: that sets `route` in the scope it is given, as FastAPI does.
         settings: returns those of the Ingress as they are now.
+        on_end: is called at the end of every request; it must return at once.
     """
 
-    def __init__(self, app: ASGIApp, settings: Callable[[], IngressSettings]) -> None:
+    def __init__(
+        self, app: ASGIApp, settings: Callable[[], IngressSettings], on_end: EndOfRequest | None = None
+    ) -> None:
         self._app = app
         self._settings = settings
+        self._on_end = on_end
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Handles one request."""
@@ -164,8 +174,12 @@ class RequestLog:
         try:
             await follow(self._app, entry, scope, receive, send)
         finally:
+            entry.end()
+            route = template(scope)
+            if self._on_end is not None:
+                self._on_end(entry, route)
             if scope["path"] not in PROBES:
-                write(entry, template(scope))
+                write(entry, route)
 
 
 class GuardLog:
@@ -194,6 +208,7 @@ class GuardLog:
             await follow(self._app, entry, scope, receive, send)
         finally:
             is_answered_here = not entry.is_handed_on or entry.outcome is not None
+            entry.end()
             if is_answered_here and scope["path"] not in PROBES:
                 write(entry, guarded_template(scope["path"]))
 
@@ -256,8 +271,7 @@ def answered_id(start: Message) -> str | None:
 
 
 def write(entry: Entry, route: str | None) -> None:
-    """Writes the line of a request."""
-    entry.end()
+    """Writes the line of a request that has ended."""
     members = entry.members(route)
     timings = members["timings_ms"]
     words = f"{entry.method} {route or 'an unknown path'} {entry.status} {entry.outcome} in {timings['total']:.0f} ms"

@@ -49,7 +49,7 @@ from serve_app.web.schemas import (
     problems,
 )
 from serve_app.web.style_routes import add_style_routes
-from serve_app.web.traffic import CountAnswers, Observer
+from serve_app.web.traffic import Observer, told
 
 
 def create_app(pipeline: Pipeline, observer: Observer | None = None) -> FastAPI:
@@ -63,9 +63,8 @@ def create_app(pipeline: Pipeline, observer: Observer | None = None) -> FastAPI:
         # FastAPI's own spans and records hold paths, in which ids of jobs are; deployments/tracing.py has ours.
         telemetry={"tracing": False, "logs": False},
     )
-    if observer is not None:
-        app.add_middleware(CountAnswers, observer=observer)  # the first is innermost
-    app.add_middleware(RequestLog, settings=lambda: pipeline.settings)
+    on_end = None if observer is None else told(observer)
+    app.add_middleware(RequestLog, settings=lambda: pipeline.settings, on_end=on_end)
     app.add_middleware(WithoutTrailingSlash)  # around the log, which looks at the scope that the routes have seen
     app.add_exception_handler(RequestError, answer_refusal)
     app.add_exception_handler(RequestValidationError, answer_invalid)

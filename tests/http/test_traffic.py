@@ -10,7 +10,7 @@ from starlette.testclient import TestClient
 
 from serve_app.errors import DeadlineExceeded, Lost, TooBusy
 from serve_app.web.routes import create_app
-from serve_app.web.traffic import OTHER, OUTCOMES, Answered, CountAnswers, outcome_of
+from serve_app.web.traffic import OTHER, OUTCOMES, Answered, outcome_of
 
 PHOTO = photo_bytes(24, 32)
 
@@ -96,20 +96,23 @@ def test_seconds_count_from_the_arrival_in_the_guard(client: TestClient, heard: 
     assert 0 <= heard.answers[-1].seconds < 7
 
 
-def test_a_client_that_goes_away_is_no_fault(heard: Heard) -> None:
+def test_a_client_that_goes_away_is_no_fault(
+    pipeline: FakePipeline, heard: Heard, monkeypatch: pytest.MonkeyPatch
+) -> None:
     async def cancelled(*_: Any) -> None:
         raise asyncio.CancelledError
 
-    async def unused(*_: Any) -> Any:
+    async def receive() -> dict[str, Any]:
+        return {"type": "http.request", "body": PHOTO, "more_body": False}
+
+    async def unused(_: Any) -> None:
         raise AssertionError
 
-    async def scene() -> None:
-        scope = {"type": "http", "method": "POST", "path": "/v1/stylize", "headers": []}
-        with pytest.raises(asyncio.CancelledError):
-            await CountAnswers(cancelled, heard)(scope, unused, unused)
-
-    asyncio.run(scene())
-    assert heard.last() == (OTHER, "", "gone", None)
+    monkeypatch.setattr(pipeline, "stylize", cancelled)
+    scope = {"type": "http", "method": "POST", "path": "/v1/stylize", "query_string": b"", "headers": []}
+    with pytest.raises(asyncio.CancelledError):
+        asyncio.run(create_app(pipeline, heard)(scope, receive, unused))
+    assert heard.last() == ("/v1/stylize", "toon", "gone", None)
 
 
 def test_every_status_has_one_of_the_documented_outcomes() -> None:
