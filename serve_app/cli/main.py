@@ -10,6 +10,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from serve_app.cli.completion import FILE, INSTALLED_STYLES, add_completion_parser, completed
 from serve_app.cli.jobs import add_jobs_parser, default_config
 from serve_app.cli.plan import add_plan_parser
 from serve_app.errors import AnimeganError, StyleError
@@ -29,12 +30,22 @@ if TYPE_CHECKING:  # it imports torch
 
 MAX_CHECKPOINT_BYTES = 2**30  # of a file to import: a generator has 8 MB, and training adds more to a checkpoint
 
+GROUPS = {
+    "Run a service": ["run", "check", "plan", "keys", "jobs"],
+    "More": ["styles", "export", "completion"],
+}
+COMMAND_WIDTH = 13
+HELP_END = """\
+animegan COMMAND --help says more of each; animegan --version is the version.
+
+  animegan run"""
+
 
 def main() -> int:
     """Runs one command, and returns the exit status."""
     if isinstance(sys.stdout, io.TextIOWrapper):  # a file's name need not be text in the terminal's encoding
         sys.stdout.reconfigure(errors="backslashreplace")
-    options = parse_arguments()
+    options = make_parser().parse_args()  # the function to run is in `command`
     command: Callable[[argparse.Namespace], int] = options.command
     try:
         status = command(options)
@@ -50,32 +61,46 @@ def main() -> int:
         return 130
 
 
-def parse_arguments() -> argparse.Namespace:
-    """Parses the command line; the function to run is in `command`."""
-    parser = argparse.ArgumentParser(prog="animegan", description="Photographs to anime with AnimeGANv2, on Ray Serve.")
-    parser.add_argument("--version", action="version", version=f"animegan-serve {version('animegan-serve')}")
-    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+class GroupedParser(argparse.ArgumentParser):
+    """A parser whose help shows its commands by what people do with them."""
 
+    def format_help(self) -> str:
+        """Returns the help, for a terminal of 80 columns."""
+        (commands,) = (action for action in self._actions if isinstance(action, argparse._SubParsersAction))
+        told = {choice.dest: choice.help for choice in commands._get_subactions()}
+        lines = [f"usage: {self.prog} COMMAND ...", "", str(self.description)]
+        for title, names in GROUPS.items():
+            lines += ["", f"{title}:", *(f"  {name:{COMMAND_WIDTH}}{told[name]}" for name in names)]
+        return "\n".join([*lines, "", HELP_END, ""])
+
+
+def make_parser() -> argparse.ArgumentParser:
+    """Returns the parser of the command line."""
+    parser = GroupedParser(prog="animegan", description="Turns photographs into anime with AnimeGANv2.")
+    parser.add_argument("--version", action="version", version=f"animegan-serve {version('animegan-serve')}")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND", parser_class=argparse.ArgumentParser)
     run = commands.add_parser("run", help="serve a config file on this machine until Ctrl-C")
-    run.add_argument("config", nargs="?", type=Path, help="default: the shipped configs/local.yaml")
+    completed(run.add_argument("config", nargs="?", type=Path, help="default: the shipped configs/local.yaml"), FILE)
     run.add_argument("--dashboard", action="store_true", help="start Ray's dashboard too (220 MB more)")
     run.set_defaults(command=run_service)
 
     check = commands.add_parser("check", help="lint Serve config files strictly")
-    check.add_argument("configs", nargs="+", type=Path, metavar="CONFIG")
+    completed(check.add_argument("configs", nargs="+", type=Path, metavar="CONFIG"), FILE)
     check.set_defaults(command=check_configs)
 
     styles = commands.add_parser("styles", help="list, pull and import styles").add_subparsers(
         required=True, metavar="ACTION"
     )
-    styles.add_parser("list", help="installed styles, and those that can be pulled").set_defaults(command=list_styles)
+    listed = styles.add_parser("list", help="installed styles, and those that can be pulled")
+    listed.add_argument("--names", action="store_true", help="print the names of the installed ones alone")
+    listed.set_defaults(command=list_styles)
 
     pull = styles.add_parser("pull", help="download styles of the catalogue, and measure them (seconds)")
     pull.add_argument("names", nargs="+", metavar="NAME")
     pull.set_defaults(command=pull_styles)
 
     add = styles.add_parser("import", help="install a checkpoint of your own, and measure it (seconds)")
-    add.add_argument("file", type=Path, metavar="FILE", help="a PyTorch state dict, or safetensors")
+    completed(add.add_argument("file", type=Path, metavar="FILE", help="a PyTorch state dict, or safetensors"), FILE)
     add.add_argument("--name", required=True, help="lower case letters, digits, - and _")
     add.add_argument("--resize", required=True, choices=["align", "half", "tf"], help="how its decoder grows")
     add.add_argument("--eps", type=float, help="of its norms; default 1e-12 for tf, else 1e-5")
@@ -96,10 +121,17 @@ def parse_arguments() -> argparse.Namespace:
     add_jobs_parser(commands)
 
     export = commands.add_parser("export", help="write a style for another runtime")
-    export.add_argument("style", metavar="STYLE")
-    export.add_argument("--onnx", type=Path, required=True, metavar="FILE", help="any batch and size; extra `onnx`")
+    completed(export.add_argument("style", metavar="STYLE"), INSTALLED_STYLES)
+    completed(
+        export.add_argument(
+            "--onnx", type=Path, required=True, metavar="FILE", help="any batch and size; extra `onnx`"
+        ),
+        FILE,
+    )
     export.set_defaults(command=export_style)
-    return parser.parse_args()
+
+    add_completion_parser(commands, make_parser)
+    return parser
 
 
 def run_service(options: argparse.Namespace) -> int:
@@ -121,6 +153,9 @@ def check_configs(options: argparse.Namespace) -> int:
 def list_styles(options: argparse.Namespace) -> int:
     """`animegan styles list`."""
     installed = find_installed()
+    if options.names:
+        print("\n".join(sorted(installed)))
+        return 0
     rows: list[tuple[Style, str]] = [
         (style, "no digest" if name in installed.without_digest else "installed") for name, style in installed.items()
     ]
