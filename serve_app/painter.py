@@ -68,7 +68,7 @@ class Painter:
         values = {"precision": precision, "device": device, "threads": threads, "memory_bytes": memory_bytes}
         settings = load_settings(Settings, values, "Painter")
         self.stylist = Stylist({style: chosen}, settings, gpu_share=1 if has_cuda() else 0)
-        self._request = StylizeRequest(style, max_side, chosen.multiple, "png")
+        self.request = StylizeRequest(style, max_side, chosen.multiple, "png")
 
     def paint(self, image: Source) -> Image.Image:
         """Paints one image.
@@ -149,9 +149,9 @@ class Painter:
                 raise ValueError(f"an array must be uint8 (H, W, 3), not {source.dtype} {source.shape}")
             source = Image.fromarray(source)
         if isinstance(source, Image.Image):
-            return prepare(source.copy(), self._request.max_side, self._request.multiple)  # decoding may change it
+            return prepare(source.copy(), self.request.max_side, self.request.multiple)  # decoding may change it
         data = source if isinstance(source, bytes) else Path(source).read_bytes()
-        return decode(data, self._request, CodecSettings().max_pixels)
+        return decode(data, self.request, CodecSettings().max_pixels)
 
     def _start_batch(self, waiting: deque[Job], running: dict[Future[list[Frame | Exception]], list[Job]]) -> bool:
         """Starts the first waiting image and others of its size; returns False if the device has no room now."""
@@ -159,7 +159,7 @@ class Painter:
         size = image_of(waiting[0]).size
         same_size = [job for job in waiting if image_of(job).size == size]
         try:
-            style = self._request.style
+            style = self.request.style
             slot = self.stylist.reserve(style, size, len(same_size), len(waiting), room) if room > 0 else None
         except TooLargeToPaint as refusal:
             finish([waiting.popleft()], [refusal])
@@ -170,7 +170,7 @@ class Painter:
         for job in batch:
             waiting.remove(job)
         frames = [image_of(job).frame for job in batch]
-        running[self.stylist.start(slot, self._request.style, frames)] = batch
+        running[self.stylist.start(slot, self.request.style, frames)] = batch
         return True
 
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from serve_app.cli.completion import FILE, INSTALLED_STYLES, add_completion_parser, completed
 from serve_app.cli.jobs import add_jobs_parser, default_config
+from serve_app.cli.paint.command import add_paint_parser
 from serve_app.cli.plan import add_plan_parser
 from serve_app.errors import AnimeganError, StyleError
 from serve_app.styles.catalogue import (
@@ -31,13 +32,15 @@ if TYPE_CHECKING:  # it imports torch
 MAX_CHECKPOINT_BYTES = 2**30  # of a file to import: a generator has 8 MB, and training adds more to a checkpoint
 
 GROUPS = {
+    "Paint photographs": ["paint", "styles"],
     "Run a service": ["run", "check", "plan", "keys", "jobs"],
-    "More": ["styles", "export", "completion"],
+    "More": ["export", "completion"],
 }
 COMMAND_WIDTH = 13
 HELP_END = """\
 animegan COMMAND --help says more of each; animegan --version is the version.
 
+  animegan paint photo.jpg -o painted.jpg
   animegan run"""
 
 
@@ -79,6 +82,8 @@ def make_parser() -> argparse.ArgumentParser:
     parser = GroupedParser(prog="animegan", description="Turns photographs into anime with AnimeGANv2.")
     parser.add_argument("--version", action="version", version=f"animegan-serve {version('animegan-serve')}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND", parser_class=argparse.ArgumentParser)
+    add_paint_parser(commands)
+
     run = commands.add_parser("run", help="serve a config file on this machine until Ctrl-C")
     completed(run.add_argument("config", nargs="?", type=Path, help="default: the shipped configs/local.yaml"), FILE)
     run.add_argument("--dashboard", action="store_true", help="start Ray's dashboard too (220 MB more)")

@@ -26,7 +26,7 @@ MAY_IMPORT = {  # a folder, or a module that lies in none; each may also import 
     "painter": BASE | {"engine", "images", "styles"},
     "deployments": BASE | PURE | {"engine", "jobs", "web"},
     "app": BASE | PURE | {"engine", "jobs", "web", "deployments"},
-    "cli": BASE | PURE | {"engine", "jobs", "web", "deployments", "app"},
+    "cli": BASE | PURE | {"engine", "jobs", "painter", "web", "deployments", "app"},
     "": {"painter"},  # serve_app/__init__.py, lazily
 }
 WITH_RAY = {"app", "deployments", "cli"}

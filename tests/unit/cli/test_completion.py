@@ -92,12 +92,15 @@ printf '%s\\n' "${COMPREPLY[@]}"
 @pytest.mark.parametrize(
     ("words", "offered"),
     [
-        ("pl", {"plan"}),
-        ("run --da", {"--dashboard"}),
-        ("export ", set(SHIPPED_STYLES)),
+        ("pa", {"paint"}),
+        ("paint --ov", {"--overwrite"}),
+        ("paint --format ", {"jpeg", "webp", "png", "avif"}),
+        ("paint --style ", set(SHIPPED_STYLES)),
+        ("paint --style to", {"toon"}),
         ("export c", {"cel"}),
         ("styles im", {"import"}),
-        ("check in/", {"in/a.jpg", "in/b"}),
+        ("paint in/", {"in/a.jpg", "in/b"}),
+        ("paint in/a.jpg -o in", {"in"}),
         ("completion ", {"bash", "zsh"}),
     ],
 )

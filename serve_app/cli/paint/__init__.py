@@ -1,0 +1,1 @@
+"""`animegan paint`: photographs from files, folders and pipes, painted in this process."""

@@ -1,0 +1,177 @@
+"""The command `animegan paint`."""
+
+import argparse
+import asyncio
+import os
+import signal
+import sys
+from contextlib import suppress
+from typing import Any
+
+from serve_app.cli.completion import FILE, INSTALLED_STYLES, completed
+from serve_app.cli.paint.photographs import Photograph, find_photographs
+from serve_app.cli.paint.reports import Reporter
+from serve_app.cli.paint.work import Backend, Workers, settled
+from serve_app.engine.host_memory import available_bytes
+from serve_app.errors import AnimeganError
+from serve_app.frames import MIN_SIDE
+from serve_app.settings import IngressSettings
+
+DEFAULTS = IngressSettings()
+MAX_SIDE = 16_383  # where WebP ends
+MAX_HELD_BYTES = 2**30  # of files and paintings at work, or an eighth of what is free if that is less
+EXAMPLES = """
+examples:
+  animegan paint photo.jpg -o painted.jpg
+  animegan paint photos holiday.heic -o painted
+  animegan paint 'photos/**/*.jpg' -o painted --style ink --format webp
+  curl -s https://example.org/photo.jpg | animegan paint - > painted.jpg
+
+Paintings that are there already are skipped, so a run that was stopped goes on
+where it ended. The exit status is 0 if all are painted, and 1 if one is not.
+docs/command-line.md says more.
+"""
+
+
+def add_paint_parser(commands: Any) -> None:
+    """Adds `animegan paint` to the commands."""
+    paint: argparse.ArgumentParser = commands.add_parser(
+        "paint",
+        help="paint photographs, without a service",
+        description="Paints photographs: files, folders with all below them, patterns, or a pipe.",
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    completed(
+        paint.add_argument("photographs", nargs="+", metavar="PHOTO", help="file, folder, pattern in quotes, or -"),
+        FILE,
+    )
+    completed(
+        paint.add_argument("-o", "--output", metavar="OUT", help="folder, file, or -; default: - if PHOTO is -"), FILE
+    )
+    look = paint.add_argument_group("the painting")
+    completed(
+        look.add_argument(
+            "--style", metavar="NAME", help=f"default: {DEFAULTS.default_style}; `animegan styles list` shows all"
+        ),
+        INSTALLED_STYLES,
+    )
+    look.add_argument(
+        "--max-side",
+        type=side,
+        metavar="PIXELS",
+        help=f"larger photographs are fitted to it; default: {DEFAULTS.max_side}",
+    )
+    look.add_argument(
+        "--format",
+        type=format_name,
+        choices=["jpeg", "webp", "png", "avif"],
+        help="default: the photograph's, or jpeg if that cannot be written",
+    )
+    look.add_argument("--quality", type=quality, metavar="1-100", help="of jpeg, webp and avif; default: 90, 85, 75")
+    look.add_argument(
+        "--precision", choices=["auto", "fp32", "fp16", "bf16"], help="default: auto, the fastest that looks like fp32"
+    )
+    run = paint.add_argument_group("the run")
+    run.add_argument("--overwrite", action="store_true", help="paint again what is painted already")
+    run.add_argument("--json", action="store_true", help="print a line of JSON for each photograph")
+    paint.set_defaults(command=paint_photographs)
+
+
+def format_name(text: str) -> str:
+    """Returns the usual name of an image format, as HTTP takes it too."""
+    return "jpeg" if text.lower() == "jpg" else text.lower()
+
+
+def side(text: str) -> int:
+    """Returns the pixels of `--max-side`."""
+    return bounded(text, MIN_SIDE, MAX_SIDE)
+
+
+def quality(text: str) -> int:
+    """Returns a `--quality`."""
+    return bounded(text, 1, 100)
+
+
+def bounded(text: str, least: int, most: int) -> int:
+    """Returns a number within limits.
+
+    Raises:
+        argparse.ArgumentTypeError: if it is none.
+    """
+    if not text.isascii() or not text.isdecimal() or not least <= int(text) <= most:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number from {least} to {most}")
+    return int(text)
+
+
+def paint_photographs(options: argparse.Namespace) -> int:
+    """`animegan paint`."""
+    photographs = find_photographs(options)
+    if not photographs:
+        raise AnimeganError("there are no photographs there")
+    check_streams(options, photographs)
+    unsettled = [each for each in photographs if settled(each) is None]
+    backend = open_backend(options) if unsettled else None
+    stopped: list[int] = []
+    with Reporter(len(unsettled), options.json) as reporter:
+        for photograph in photographs:
+            if (outcome := settled(photograph)) is not None:
+                reporter.add(outcome)
+        if backend is not None:
+            workers = Workers(backend, min(MAX_HELD_BYTES, available_bytes() // 8), options.overwrite)
+            with suppress(asyncio.CancelledError):
+                asyncio.run(paint_all(workers, backend, unsettled, reporter, stopped))
+    if stopped:
+        print("animegan: stopped; the same command goes on from here", file=sys.stderr)
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(128 + stopped[0])  # what is being painted now may take a minute more, and nobody waits for it
+    return 1 if reporter.has_failures else 0
+
+
+def check_streams(options: argparse.Namespace, photographs: list[Photograph]) -> None:
+    """Checks what the standard streams are used for.
+
+    Raises:
+        AnimeganError: if two things would be mixed, or a terminal were used for a picture.
+    """
+    if any(each.target is None for each in photographs):
+        if options.json:
+            raise AnimeganError("the painting and --json both need the standard output; name a file with -o")
+        if sys.stdout.isatty():
+            raise AnimeganError("the painting would go to the terminal; name a file with -o, or use a pipe")
+    if any(each.source is None for each in photographs) and sys.stdin.isatty():
+        raise AnimeganError("- reads the photograph from a pipe, and there is none")
+
+
+def open_backend(options: argparse.Namespace) -> Backend:
+    """Returns what paints, with the model loaded.
+
+    Raises:
+        AnimeganError: if it cannot paint with these options.
+    """
+    from serve_app.cli.paint.local import LocalPainter
+
+    return LocalPainter(
+        options.style or DEFAULTS.default_style,
+        options.precision or "auto",
+        options.max_side or DEFAULTS.max_side,
+        options.quality,
+    )
+
+
+async def paint_all(
+    workers: Workers, backend: Backend, photographs: list[Photograph], reporter: Reporter, stopped: list[int]
+) -> None:
+    """Paints photographs until all are done; a signal to end cancels it, and is added to `stopped`."""
+    loop, task = asyncio.get_running_loop(), asyncio.current_task()
+
+    def stop(number: int) -> None:
+        stopped.append(number)
+        if task is not None:
+            task.cancel()
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        loop.add_signal_handler(number, stop, number)
+    async with backend:
+        await workers.paint_all(photographs, reporter.add)
