@@ -1,1 +1,1 @@
-"""`animegan paint`: photographs from files, folders and pipes, painted in this process."""
+"""`animegan paint`: photographs from files, folders and pipes, painted in this process or by a running service."""

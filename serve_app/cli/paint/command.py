@@ -26,6 +26,7 @@ examples:
   animegan paint photos holiday.heic -o painted
   animegan paint 'photos/**/*.jpg' -o painted --style ink --format webp
   curl -s https://example.org/photo.jpg | animegan paint - > painted.jpg
+  animegan paint photos -o painted --url http://127.0.0.1:8000
 
 Paintings that are there already are skipped, so a run that was stopped goes on
 where it ended. The exit status is 0 if all are painted, and 1 if one is not.
@@ -37,7 +38,7 @@ def add_paint_parser(commands: Any) -> None:
     """Adds `animegan paint` to the commands."""
     paint: argparse.ArgumentParser = commands.add_parser(
         "paint",
-        help="paint photographs, without a service",
+        help="paint photographs, here or by a running service",
         description="Paints photographs: files, folders with all below them, patterns, or a pipe.",
         epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -75,6 +76,9 @@ def add_paint_parser(commands: Any) -> None:
     run = paint.add_argument_group("the run")
     run.add_argument("--overwrite", action="store_true", help="paint again what is painted already")
     run.add_argument("--json", action="store_true", help="print a line of JSON for each photograph")
+    run.add_argument(
+        "--url", metavar="URL", help="have a running service paint; its API key is read from ANIMEGAN_API_KEY"
+    )
     paint.set_defaults(command=paint_photographs)
 
 
@@ -106,6 +110,7 @@ def bounded(text: str, least: int, most: int) -> int:
 
 def paint_photographs(options: argparse.Namespace) -> int:
     """`animegan paint`."""
+    check_options(options)
     photographs = find_photographs(options)
     if not photographs:
         raise AnimeganError("there are no photographs there")
@@ -129,6 +134,16 @@ def paint_photographs(options: argparse.Namespace) -> int:
     return 1 if reporter.has_failures else 0
 
 
+def check_options(options: argparse.Namespace) -> None:
+    """Checks that options go together.
+
+    Raises:
+        AnimeganError: if they do not.
+    """
+    if options.url is not None and options.precision is not None:
+        raise AnimeganError("--precision is of painting here; a service has its own, so leave it out with --url")
+
+
 def check_streams(options: argparse.Namespace, photographs: list[Photograph]) -> None:
     """Checks what the standard streams are used for.
 
@@ -145,11 +160,15 @@ def check_streams(options: argparse.Namespace, photographs: list[Photograph]) ->
 
 
 def open_backend(options: argparse.Namespace) -> Backend:
-    """Returns what paints, with the model loaded.
+    """Returns what paints: this process, or a service. It loads the model, or asks the service for its limits.
 
     Raises:
         AnimeganError: if it cannot paint with these options.
     """
+    if options.url is not None:
+        from serve_app.cli.paint.remote import RemotePainter, read_key
+
+        return RemotePainter(options.url, read_key(), options.style, options.max_side, options.quality)
     from serve_app.cli.paint.local import LocalPainter
 
     return LocalPainter(

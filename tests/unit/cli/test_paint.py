@@ -413,6 +413,7 @@ def test_picture_is_not_shown_as_text_on_a_terminal(program: Programs) -> None:
     [
         (["in", "-o", "-", "--json"], "a pipe carries one photograph"),
         (["in/0.png", "-o", "-", "--json"], "the painting and --json both need the standard output"),
+        (["in", "-o", "out", "--url", "http://127.0.0.1:1", "--precision", "fp32"], "--precision is of painting here"),
         (["in", "-o", "out", "--style", "no-such-style"], "There is no style 'no-such-style' here; installed are: "),
     ],
 )
