@@ -1,17 +1,24 @@
 """The README's commands and code do what the README says, and its tables and those of the settings are complete."""
 
+import hashlib
 import json
+import os
 import re
+import shlex
+import shutil
 import signal
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import psutil
 import pytest
 from pictures import opened, photo_bytes
+from served import served
 from service import command_line, port_answers, running, wait_for
 from shared import ROOT
+from starlette.staticfiles import StaticFiles
 
 from serve_app.settings import (
     CodecSettings,
@@ -21,11 +28,15 @@ from serve_app.settings import (
     StrictModel,
     StylizerSettings,
 )
-from serve_app.styles.catalogue import read_catalogue
+from serve_app.styles.catalogue import installed_styles, read_catalogue
+from serve_app.styles.downloads import MIRROR_VARIABLE
+
+RunCommand = Callable[..., int]
 
 README = (ROOT / "README.md").read_text()
 SETTINGS = (ROOT / "docs" / "settings.md").read_text()
 PYTHON = (ROOT / "docs" / "python.md").read_text()
+COMMAND_LINE = (ROOT / "docs" / "command-line.md").read_text()
 ADDRESS = "http://127.0.0.1:8000"
 
 
@@ -75,6 +86,83 @@ def come_back_for_the_painting(folder: Path) -> None:
     assert opened((folder / "painted.jpg").read_bytes()).size == (80, 60)
 
 
+def snippet(word: str, text: str = README) -> str:
+    """The one block of commands with a word."""
+    (block,) = [block for block in code_blocks(text, "sh") if word in block]
+    return block
+
+
+@pytest.fixture
+def on_path(tmp_path: Path) -> dict[str, str]:
+    """An environment in which `animegan` can be run, and `curl -s` sends a photograph without a network."""
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "online.jpg").write_bytes(photo_bytes(60, 80, "JPEG"))
+    curl = tmp_path / "bin" / "curl"
+    curl.write_text(f'#!/bin/sh\ntest "$#:$1" = 2:-s && exec cat {shlex.quote(str(tmp_path / "online.jpg"))}\n')
+    curl.chmod(0o755)
+    return {**os.environ, "PATH": f"{tmp_path / 'bin'}:{Path(sys.executable).parent}:{os.environ['PATH']}"}
+
+
+def test_command_line_of_the_readme_paints_a_photo_and_a_folder(tmp_path: Path, on_path: dict[str, str]) -> None:
+    make_photos(tmp_path, "photo.jpg", "photos/a.jpg", "photos/deep/b.jpg")
+    for line in snippet("animegan paint").splitlines():
+        run_line(line.removeprefix(".venv/bin/"), tmp_path, on_path)
+    assert painted_sizes(tmp_path, "painted.jpg", "painted/a.jpg", "painted/deep/b.jpg") == [(80, 60)] * 3
+
+
+def test_command_line_of_its_own_page_paints_files_folders_patterns_and_pipes(
+    tmp_path: Path, on_path: dict[str, str]
+) -> None:
+    make_photos(tmp_path, "photo.jpg", "photos/a.jpg", "photos/deep/b.jpg")
+    shutil.copy(ROOT / "tests" / "data" / "heic_nclx_p3.heic", tmp_path / "holiday.heic")
+    file, folder, pattern, pipe = snippet("animegan paint photo.jpg", COMMAND_LINE).splitlines()
+    for line, paintings in (
+        (file, ["painted.jpg"]),
+        (folder, ["painted/a.jpg", "painted/deep/b.jpg"]),
+        (pattern, ["painted/a.webp", "painted/deep/b.webp"]),
+        (pipe, ["painted.jpg"]),
+    ):
+        (tmp_path / "painted.jpg").unlink(missing_ok=True)
+        run_line(line, tmp_path, on_path)
+        assert painted_sizes(tmp_path, *paintings) == [(80, 60)] * len(paintings)
+    assert opened((tmp_path / "painted" / "holiday.jpg").read_bytes()).format == "JPEG"
+
+
+def make_photos(folder: Path, *names: str) -> None:
+    for name in names:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(photo_bytes(60, 80, "JPEG"))
+
+
+def run_line(line: str, folder: Path, environment: dict[str, str]) -> None:
+    subprocess.run(["bash", "-o", "pipefail", "-c", line], check=True, cwd=folder, env=environment)
+
+
+def painted_sizes(folder: Path, *names: str) -> list[tuple[int, int]]:
+    return [opened((folder / name).read_bytes()).size for name in names]
+
+
+@pytest.mark.usefixtures("small_photograph")
+def test_commands_of_the_readme_install_styles(
+    tmp_path: Path, styles_dir: Path, checkpoint: bytes, animegan: RunCommand, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pull, add = map(shlex.split, snippet("animegan styles").splitlines())
+    entry = read_catalogue()[pull[-1]]
+    (tmp_path / "mirror").mkdir()
+    (tmp_path / "mirror" / entry.file).write_bytes(checkpoint)
+    (tmp_path / "my_checkpoint.pt").write_bytes(checkpoint)
+    digest = {"bytes": len(checkpoint), "sha256": hashlib.sha256(checkpoint).hexdigest(), "git_blob": None}
+    monkeypatch.setattr("serve_app.cli.main.read_catalogue", lambda: {entry.name: entry.model_copy(update=digest)})
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    monkeypatch.chdir(tmp_path)
+    with served(StaticFiles(directory=tmp_path / "mirror")) as mirror:
+        monkeypatch.setenv(MIRROR_VARIABLE, mirror)
+        for program, *arguments in (pull, add):
+            assert program == ".venv/bin/animegan"
+            assert animegan(*arguments) == 0
+    assert {entry.name, "mine"} <= installed_styles().keys()
+
+
 def test_python_of_the_readme_paints_a_photo(tmp_path: Path) -> None:
     (snippet,) = code_blocks(README, "python")
     (tmp_path / "photo.jpg").write_bytes(photo_bytes(60, 80, "JPEG"))
@@ -90,6 +178,13 @@ def test_python_of_its_own_page_paints_a_folder(tmp_path: Path) -> None:
         (photos / f"{name}.jpg").write_bytes(photo_bytes(60, width, "JPEG"))
     subprocess.run([sys.executable, "-c", snippet], check=True, cwd=tmp_path)
     assert [opened((photos / f"{name}.png").read_bytes()).size for name in "ab"] == [(80, 60), (64, 60)]
+
+
+def test_every_snippet_is_run_here() -> None:
+    assert set(re.findall(r"^ *```(\w+)", README, re.MULTILINE)) == {"sh", "python"}
+    run = ["scripts/run", "/v1/stylize", "/v1/jobs", "animegan styles", "animegan paint"]
+    (tests,) = [block for block in COMMANDS if not any(word in block for word in run)]
+    assert all(line.startswith("scripts/test") for line in tests.splitlines())
 
 
 def test_every_command_exists() -> None:
