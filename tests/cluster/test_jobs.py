@@ -13,10 +13,10 @@ from typing import Any
 
 import pytest
 import requests
+from benchmarks.postgres import PostgresServer, find_binaries
 from followers import Follower
 from jobservice import JobService, broken_photograph, kill_everything, kill_replica, photographs
 from pictures import photo_bytes
-from postgres import PostgresServer, find_binaries
 from service import Service, wait_for
 
 MakeService = Callable[..., JobService]

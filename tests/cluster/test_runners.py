@@ -14,9 +14,9 @@ from typing import Any, cast
 
 import pytest
 import ray
+from benchmarks.postgres import PostgresServer, find_binaries
 from jobstores import REQUEST, Bench, make_settings
 from pictures import photo_bytes
-from postgres import PostgresServer, find_binaries
 from ray import cloudpickle, serve
 from ray.cluster_utils import Cluster
 from service import wait_for

@@ -4,8 +4,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from benchmarks.postgres import PostgresServer, find_binaries
 from jobstores import Bench, make_settings
-from postgres import PostgresServer, find_binaries
 
 from serve_app.jobs import outage, runner, work
 

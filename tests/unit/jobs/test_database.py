@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 from alembic.autogenerate import compare_metadata
 from alembic.runtime.migration import MigrationContext
+from benchmarks.postgres import PostgresServer
 from jobstores import Bench, fill_disk, make_settings, painting
-from postgres import PostgresServer
 from shared import ROOT
 from sqlalchemy import text
 

@@ -5,11 +5,11 @@ import tempfile
 from pathlib import Path
 
 import pytest
+from benchmarks.postgres import PostgresServer
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, invariant, rule, run_state_machine_as_test
 from jobstores import REQUEST, Bench, make_settings, painting
-from postgres import PostgresServer
 
 from serve_app.errors import BrokenImage, Gone, OutOfMemory, StoreFull, TooBusy, UnknownJob
 from serve_app.jobs.words import FINISHED, Job, Lease, NewJob, Status

@@ -1,4 +1,4 @@
-"""A PostgreSQL server for the tests: throw-away, without durability, on a free port of this machine."""
+"""A throw-away PostgreSQL server, for tests too: without durability, on a free port of this machine."""
 
 import os
 import pwd
@@ -6,6 +6,7 @@ import shutil
 import socket
 import subprocess
 import tempfile
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ USER = "postgres"  # the server refuses to run as root
 
 
 def find_binaries() -> Path | None:
-    """The newest installed server's folder of programs, Debian's or any on the path."""
+    """Returns the newest installed server's folder of programs, Debian's or any on the path; None if there is none."""
     folders = [path.parent for path in Path("/usr/lib/postgresql").glob("*/bin/initdb")]
     if folders:
         return max(folders, key=lambda folder: float(folder.parent.name))
@@ -24,7 +25,11 @@ def find_binaries() -> Path | None:
 
 
 class PostgresServer:
-    """A running server with a superuser `postgres` who needs no password."""
+    """A running server with a superuser `postgres` who needs no password.
+
+    Args:
+        binaries: the folder of the server's programs.
+    """
 
     def __init__(self, binaries: Path) -> None:
         self.folder = Path(tempfile.mkdtemp(prefix="animegan-postgres-"))
@@ -41,14 +46,16 @@ class PostgresServer:
         self.start()
 
     def start(self) -> None:
+        """Starts the server, and waits until it answers."""
         settings = f"-p {self.port} -h 127.0.0.1 -k {self.folder} -c fsync=off -c max_connections=60"
         self._run("pg_ctl", "start", "--wait", f"--log={self.folder / 'log'}", "-o", settings)
 
     def stop(self) -> None:
+        """Stops the server at once: whoever is connected is cut off, and the next start recovers from the log."""
         self._run("pg_ctl", "stop", "--wait", "--mode=immediate")
 
     def new_database(self) -> str:
-        """The URL of a database that is empty; there is one at a time."""
+        """Returns the URL of a database that is empty; there is one at a time."""
         url = f"postgresql://{USER}@127.0.0.1:{self.port}/postgres"
         with psycopg.connect(url, autocommit=True) as connection:
             connection.execute("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE pid != pg_backend_pid()")
@@ -57,7 +64,9 @@ class PostgresServer:
         return url.replace("postgresql:", "postgresql+psycopg:")
 
     def remove(self) -> None:
-        self.stop()
+        """Stops the server, if it runs, and deletes its data."""
+        with suppress(subprocess.CalledProcessError):
+            self.stop()
         shutil.rmtree(self.folder, ignore_errors=True)
 
     def _run(self, program: str, *arguments: str) -> None:
