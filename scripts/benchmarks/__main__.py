@@ -12,6 +12,7 @@ from pathlib import Path
 
 from benchmarks import (
     batching,
+    chaos,
     cost,
     decoders,
     engines,
@@ -96,6 +97,7 @@ def add_service_commands(commands: Commands) -> None:
     scaling.add_arguments(commands.add("scaling", scaling.run))
     cost.add_arguments(commands.add("cost", cost.run))
     soak.add_arguments(commands.add("soak", soak.run))
+    chaos.add_arguments(commands.add("chaos", chaos.run))
     decoders.add_arguments(commands.add("decoders", decoders.run))
     mutations.add_arguments(commands.add("mutations", mutations.run))
     jobs.add_arguments(commands.add("jobs", jobs.run))

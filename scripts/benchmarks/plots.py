@@ -100,6 +100,33 @@ def soak(folder: Path, samples: Sequence[Row], names: Sequence[str]) -> None:
     save(figure, folder, "soak")
 
 
+def chaos(folder: Path, rows: Sequence[Row], samples: Sequence[Row]) -> None:
+    """Plots what became of the requests of each minute, above the private memory of each role's processes.
+
+    Args:
+        folder: for the PNG.
+        rows: one for each minute.
+        samples: `s`, `role` and `bytes` of a process.
+    """
+    figure = new_figure(max(9.0, 0.4 * len(rows)), 8)
+    upper, lower = figure.subplots(2, 1)
+    bottom = [0] * len(rows)
+    outcomes = {"painted": "tab:green", "refused": "tab:orange", "broken, allowed": "tab:grey", "other": "tab:red"}
+    for outcome, colour in outcomes.items():
+        counts = [row[outcome] for row in rows]
+        upper.bar(range(len(rows)), counts, bottom=bottom, label=outcome, color=colour)
+        bottom = [below + more for below, more in zip(bottom, counts, strict=True)]
+    upper.set_xticks(range(len(rows)), [row["fault"] for row in rows], rotation=40, ha="right", fontsize=7)
+    upper.set(ylabel="requests a minute")
+    upper.legend(fontsize=7)
+    for name in dict.fromkeys(sample["role"] for sample in samples):
+        own = [sample for sample in samples if sample["role"] == name]
+        lower.plot([s["s"] / 60 for s in own], [s["bytes"] / MB for s in own], ".", markersize=3, label=name)
+    lower.set(xlabel="minutes", ylabel="private memory, MB", ylim=(0, None))
+    lower.legend(fontsize=7)
+    save(figure, folder, "chaos")
+
+
 def batching(
     folder: Path,
     figures: Mapping[tuple[int, int, str], Mapping[str, float]],
