@@ -25,6 +25,8 @@ PERIODS = {
     "RAY_kill_idle_workers_interval_ms": "1000",  # from 200
     "RAY_event_stats": "false",  # durations of each event in Ray's C++ loops, which only its own debug logs show
 }
+# A proxy that is not ready after three times this ends the start of the service; its imports take long on busy cores.
+PATIENCE = {"RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": "20"}  # from 5
 WITHOUT_DASHBOARD = {"RAY_task_events_report_interval_ms": "0"}  # nobody else asks for lists of tasks
 
 
@@ -34,4 +36,4 @@ def ray_environment(dashboard: bool) -> dict[str, str]:
     Args:
         dashboard: whether Ray's dashboard is started too.
     """
-    return {CALLBACK_VARIABLE: CALLBACK, **LOGS, **PERIODS, **({} if dashboard else WITHOUT_DASHBOARD)}
+    return {CALLBACK_VARIABLE: CALLBACK, **LOGS, **PERIODS, **PATIENCE, **({} if dashboard else WITHOUT_DASHBOARD)}

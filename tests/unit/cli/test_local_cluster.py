@@ -13,7 +13,7 @@ from service import LOCAL_CONFIG, changed_config
 from shared import ROOT
 
 from serve_app.cli.local_cluster import service as local_cluster
-from serve_app.cli.local_cluster.environment import PERIODS, WITHOUT_DASHBOARD, ray_environment
+from serve_app.cli.local_cluster.environment import PATIENCE, PERIODS, WITHOUT_DASHBOARD, ray_environment
 from serve_app.cli.local_cluster.service import RayDied, watch
 from serve_app.errors import SettingsError
 
@@ -112,7 +112,9 @@ def test_key_file_that_is_missing_is_named_before_anything_starts(config: Path, 
 
 
 def test_variables_that_ray_is_started_with_are_documented_with_their_values() -> None:
-    rows = [line for line in (ROOT / "docs" / "cluster.md").read_text().splitlines() if line.startswith("| `")]
+    text = (ROOT / "docs" / "cluster.md").read_text()
+    assert [name for name, value in PATIENCE.items() if f"`{name}` is {value} " not in text] == []
+    rows = [line for line in text.splitlines() if line.startswith("| `")]
     for name, value in (PERIODS | WITHOUT_DASHBOARD).items():
         (row,) = [row for row in rows if f"`{name}`" in row.split("|")[1]]
         assert value in re.findall(r"[a-z]+|[\d.]+", row.split("|")[2])
