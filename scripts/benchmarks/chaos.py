@@ -21,7 +21,7 @@ from benchmarks import chaos_retirement, chaos_uploads, plots
 from benchmarks.chaos_faults import FAULTS, Fault, Injector
 from benchmarks.chaos_ledger import MINUTE_S, Injection, JobLedger, RequestLedger, minute_rows
 from benchmarks.chaos_load import ChaosLoad, arrivals
-from benchmarks.chaos_memory import MemorySampler, descriptors, memory_rows, settled
+from benchmarks.chaos_memory import MemorySampler, descriptors, memory_rows, once_a_minute, settled
 from benchmarks.chaos_service import DAMAGED, ChaosService, chaos_service
 from benchmarks.load import Clock, arrival_times, positive, run_load
 from benchmarks.paths import STYLIZE_PATH
@@ -49,10 +49,13 @@ def run(options: argparse.Namespace) -> None:
         left_out = {fault.name: reason for fault in chosen if (reason := fault.missing(service)) is not None}
         for name, reason in left_out.items():
             print(f"the fault {name!r} is left out: {reason}")
-        saturation = measure_saturation(service, options)
+        rate, saturation = options.rate, None
+        if rate is None:
+            saturation = measure_saturation(service, options)
+            rate = saturation * options.load
         time.sleep(SETTLE_S)
         before = settled(lambda: descriptors(service.tree()), SETTLE_S)
-        endurance = Endurance(service, options, saturation * options.load)
+        endurance = Endurance(service, options, rate)
         endurance.run([fault for fault in chosen if fault.name not in left_out])
         after: dict[str, int] = {}
         if endurance.stopped_after_s is None:
@@ -70,13 +73,13 @@ def run(options: argparse.Namespace) -> None:
         "in the database": stored
     }
     problems = endurance.problems(stored)
-    print(f"\nsaturation {saturation:.2f} a second; starts of the service: {starts}; jobs: {jobs}")
+    print(f"\n{rate:.2f} photographs a second; starts of the service: {starts}; jobs: {jobs}")
     report(
         options.out,
         "chaos",
         rows,
         saturation=saturation,
-        load=options.load,
+        rate=rate,
         jobs_share=options.jobs_share,
         side=options.side,
         starts=starts,
@@ -88,7 +91,7 @@ def run(options: argparse.Namespace) -> None:
         injections=[asdict(injection) for injection in endurance.injections],
         memory=memory,
         descriptors={"before": before, "after": after},
-        memory_samples=endurance.samples,
+        memory_samples=once_a_minute(endurance.samples),
     )
     plots.chaos(options.out, rows[:-1], endurance.samples)
     if problems:
@@ -195,6 +198,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     names = [fault.name for fault in FAULTS]
     parser.add_argument("--minutes", type=int, default=30)
     parser.add_argument("--load", type=positive, default=0.9, help="of the measured saturation")
+    parser.add_argument("--rate", type=positive, help="photographs a second, in place of --load")
     parser.add_argument("--jobs-share", type=float, default=0.2, help="of photographs that are submitted as jobs")
     parser.add_argument("--side", type=int, default=256, help="pixels of the square photographs")
     parser.add_argument("--faults", nargs="+", default=names, choices=names, help="in rotation, in the table's order")

@@ -104,6 +104,14 @@ def memory_rows(samples: Sequence[Row], since_s: float) -> list[Row]:
     return rows
 
 
+def once_a_minute(samples: Sequence[Row]) -> list[Row]:
+    """Returns the first sample of each process in each minute: enough for a report."""
+    first: dict[tuple[int, int], Row] = {}
+    for sample in samples:
+        first.setdefault((sample["pid"], int(sample["s"] // 60)), sample)
+    return list(first.values())
+
+
 def descriptors(tree: Sequence[psutil.Process]) -> dict[str, int]:
     """Returns the open descriptors of the processes that hold connections, by their role."""
     counts: dict[str, int] = {}

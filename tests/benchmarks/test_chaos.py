@@ -18,7 +18,7 @@ from benchmarks.chaos import Endurance
 from benchmarks.chaos_faults import FAULTS, Fault, Injector, Rotation
 from benchmarks.chaos_ledger import Injection
 from benchmarks.chaos_load import OTHER_STYLE_SHARE, arrivals, is_picture, problem_code
-from benchmarks.chaos_memory import memory_rows, slopes
+from benchmarks.chaos_memory import memory_rows, once_a_minute, slopes
 from benchmarks.chaos_service import DAMAGED, ChaosService, NotRecoveredError, Supervisor
 from benchmarks.chaos_uploads import PLACES, gauges, verdicts
 from benchmarks.load import Clock
@@ -167,6 +167,13 @@ def test_memory_is_told_by_role() -> None:
             "last half, MB a minute": pytest.approx(0),
         }
     ]
+
+
+def test_a_report_has_a_sample_a_minute_of_each_process() -> None:
+    samples = sorted(
+        [*life("Codec", 1, 5, 120, 100, 0), *life("Ingress", 2, 70, 90, 50, 0)], key=lambda each: each["s"]
+    )
+    assert [(each["s"], each["pid"]) for each in once_a_minute(samples)] == [(5, 1), (65, 1), (70, 2)]
 
 
 def test_gauges_are_added_up_over_processes() -> None:
