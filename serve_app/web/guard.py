@@ -225,9 +225,11 @@ class Guard:
             NotReady: if a health check is not answered within `PROBE_S`.
         """
         try:
-            async with asyncio.timeout(PROBE_S if scope["path"] in PROBES else None):
+            async with asyncio.timeout(PROBE_S if scope["path"] in PROBES else None) as timeout:
                 await self._forward(scope, request.receive, request, answer)
-        except TimeoutError:
+        except (TimeoutError, Lost) as error:  # Serve may end a cancelled request quietly, as if its Ingress were lost
+            if isinstance(error, Lost) and not timeout.expired():
+                raise
             raise NotReady("No Ingress has answered; try again shortly.", retry_after_s=RETRY_AFTER_S) from None
 
     async def _forward(self, scope: Scope, receive: Receive, request: "Incoming", answer: "Answer") -> None:
