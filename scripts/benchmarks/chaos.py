@@ -63,7 +63,7 @@ def run(options: argparse.Namespace) -> None:
             after = settled(lambda: descriptors(service.tree()), SETTLE_S)
         stored = stored_jobs(service)
         starts = service.supervisor.starts
-    seconds = endurance.stopped_after_s or options.minutes * MINUTE_S
+    seconds = min(endurance.stopped_after_s or math.inf, options.minutes * MINUTE_S)  # the rest was draining
     rows = minute_rows(math.ceil(seconds / MINUTE_S), endurance.injections, endurance.requests, endurance.jobs)
     memory = memory_rows(endurance.samples, seconds / 2)
     print_table(memory)
@@ -98,7 +98,7 @@ def run(options: argparse.Namespace) -> None:
         print_problems(problems)
         sys.exit(f"{len(problems)} losses or dishonest answers")
     if endurance.stopped_after_s is not None:
-        sys.exit(f"stopped after {seconds:.0f} s of {options.minutes * MINUTE_S:.0f}")
+        sys.exit(f"stopped before its end, after {endurance.stopped_after_s:.0f} s")
 
 
 def measure_saturation(service: ChaosService, options: argparse.Namespace) -> float:
