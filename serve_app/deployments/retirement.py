@@ -136,10 +136,12 @@ class Retirement:
 
 
 def peers_of_this_replica() -> Peers:
-    """Returns the replicas of this replica's deployment, as Serve's controller sees them."""
+    """Returns the replicas of this replica's deployment, as Serve's controller sees them: none while all starts."""
     context = serve.get_replica_context()
-    deployment = serve.status().applications[context.app_name].deployments[context.deployment]
-    counts: dict[str, int] = {state: count for state, count in deployment.replica_states.items() if count}
+    application = serve.status().applications.get(context.app_name)
+    deployment = application and application.deployments.get(context.deployment)
+    states = deployment.replica_states if deployment else {}
+    counts: dict[str, int] = {state: count for state, count in states.items() if count}
     return Peers(
         counts.get("RUNNING", 0),
         set(counts) == {"RUNNING"},

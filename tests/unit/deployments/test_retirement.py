@@ -5,8 +5,11 @@ import subprocess
 import sys
 import textwrap
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
+from ray import serve
 
 from serve_app.deployments.autoscaling import RETIRING
 from serve_app.deployments.retirement import (
@@ -17,6 +20,7 @@ from serve_app.deployments.retirement import (
     Peers,
     Retirement,
     Retiring,
+    peers_of_this_replica,
 )
 from serve_app.settings import CodecSettings, StylizerSettings
 
@@ -151,6 +155,23 @@ def test_a_replica_whose_reason_has_gone_stays() -> None:
     replica.peers = replica.peers._replace(running=2)
     assert not replica.retires(retire_at_bytes=2000)  # the mark was raised before it could leave
     assert not replica.retirement.is_due
+
+
+@pytest.mark.parametrize("applications", [{}, {"animegan": SimpleNamespace(deployments={})}])
+def test_peers_are_not_settled_while_serve_does_not_know_the_deployment(
+    applications: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    context = SimpleNamespace(
+        app_name="animegan",
+        deployment="Stylizer",
+        rank=SimpleNamespace(rank=0),
+        world_size=1,
+        _deployment_config=SimpleNamespace(health_check_period_s=CHECK_S),
+    )
+    monkeypatch.setattr(serve, "get_replica_context", lambda: context)
+    monkeypatch.setattr(serve, "status", lambda: SimpleNamespace(applications=applications))
+    peers = peers_of_this_replica()
+    assert (peers.running, peers.settled) == (0, False)
 
 
 def test_autoscaling_hears_of_it_only_when_it_is_due() -> None:
