@@ -48,6 +48,7 @@ class Painter:
         max_side: larger images are fitted to this longer side, in pixels.
         memory_bytes: the most that painting may add to this process; default, half of what is free.
         threads: of the generator on a CPU; default, all cores.
+        gpu_share: the part of the GPU's memory that this process may take.
 
     Raises:
         UnknownStyle: if the style is not installed.
@@ -63,11 +64,12 @@ class Painter:
         max_side: int = 1024,
         memory_bytes: int | None = None,
         threads: int | Literal["host"] = "host",
+        gpu_share: float = 1,
     ) -> None:
         chosen = find_style(installed_styles(), style, read_catalogue())
         values = {"precision": precision, "device": device, "threads": threads, "memory_bytes": memory_bytes}
         settings = load_settings(Settings, values, "Painter")
-        self.stylist = Stylist({style: chosen}, settings, gpu_share=1 if has_cuda() else 0)
+        self.stylist = Stylist({style: chosen}, settings, gpu_share=gpu_share if has_cuda() else 0)
         self.request = StylizeRequest(style, max_side, chosen.multiple, "png")
 
     def paint(self, image: Source) -> Image.Image:

@@ -7,6 +7,7 @@ refused, and the others are painted. Decoding and encoding go on while others ar
 import asyncio
 import os
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from types import TracebackType
 from typing import TYPE_CHECKING
 
@@ -14,7 +15,7 @@ import numpy as np
 
 from serve_app.engine.host_memory import available_bytes
 from serve_app.errors import AnimeganError
-from serve_app.frames import DecodedImage, EncodedImage, Frame, ImageFormat, Precision, Receipt, Size
+from serve_app.frames import DecodedImage, Device, EncodedImage, Frame, ImageFormat, Precision, Receipt, Size
 from serve_app.images.encode import MEDIA_TYPES, encode
 from serve_app.images.header import read_header
 from serve_app.images.pool import DecodeLimits, DecoderPool
@@ -34,6 +35,28 @@ AT_ONCE = 3 * PAINTED_AT_ONCE  # as many again wait to be painted, so batches fi
 PIXEL_BYTES = 8  # of a decoded image and its painting, each with its transparency
 
 
+@dataclass(frozen=True)
+class Share:
+    """The part of a machine that one of several painters may take.
+
+    Attributes:
+        device: auto (CUDA where there is a GPU), cpu or cuda.
+        cpus: cores for painting and decoding; None for all.
+        gpus: the part of a GPU.
+        painters: as many take equal parts of the free memory.
+    """
+
+    device: Device = "auto"
+    cpus: int | None = None
+    gpus: float = 1
+    painters: int = 1
+
+    @property
+    def available_bytes(self) -> int:
+        """The free memory of this machine that is this painter's."""
+        return available_bytes() // self.painters
+
+
 class LocalPainter:
     """Paints in one style, in this process; a context manager, for one event loop. It is the `Device` of its batcher.
 
@@ -42,6 +65,7 @@ class LocalPainter:
         precision: of the generator, as `Painter` has it.
         max_side: larger photographs are fitted to this longer side, in pixels.
         quality: 1 to 100; None for each format's default.
+        share: of the machine; by default all of it.
 
     Raises:
         UnknownStyle: if the style is not installed.
@@ -52,17 +76,29 @@ class LocalPainter:
     at_once = AT_ONCE
     max_bytes = MAX_BYTES
 
-    def __init__(self, style: str, precision: Precision, max_side: int, quality: int | None) -> None:
+    def __init__(
+        self, style: str, precision: Precision, max_side: int, quality: int | None, share: Share | None = None
+    ) -> None:
         # Threads of torch that spin while they wait would take their cores from decoders.
         os.environ.setdefault("OMP_WAIT_POLICY", "passive")
         from serve_app.painter import Painter
 
-        decode_bytes = min(CodecSettings().memory_bytes, available_bytes() // 4)
-        self._painter = Painter(style, precision, max_side=max_side)
+        share = share or Share()
+        free_bytes = share.available_bytes
+        self._painter = Painter(
+            style,
+            precision,
+            share.device,
+            max_side,
+            memory_bytes=None if share.painters == 1 or share.device == "cuda" else free_bytes // 2,
+            threads=share.cpus or "host",
+            gpu_share=share.gpus,
+        )
         self._limits = DecodeLimits(MAX_PIXELS, DECODE_TIMEOUT_S)
         self._quality = quality
         try:
-            self._pool = DecoderPool(min(DECODERS, os.cpu_count() or 1), decode_bytes)
+            decoders = min(DECODERS, share.cpus or os.cpu_count() or 1)
+            self._pool = DecoderPool(decoders, min(CodecSettings().memory_bytes, free_bytes // 4))
         except RuntimeError as error:
             raise AnimeganError(str(error)) from None
         self._batcher: Batcher[Size, Frame, Frame] = Batcher(self, PAINTED_AT_ONCE)
