@@ -10,6 +10,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from serve_app.cli.batch.command import add_batch_parser
 from serve_app.cli.completion import FILE, INSTALLED_STYLES, add_completion_parser, completed
 from serve_app.cli.jobs import add_jobs_parser, default_config
 from serve_app.cli.paint.command import add_paint_parser
@@ -32,7 +33,7 @@ if TYPE_CHECKING:  # it imports torch
 MAX_CHECKPOINT_BYTES = 2**30  # of a file to import: a generator has 8 MB, and training adds more to a checkpoint
 
 GROUPS = {
-    "Paint photographs": ["paint", "styles"],
+    "Paint photographs": ["paint", "batch", "styles"],
     "Run a service": ["run", "check", "plan", "keys", "jobs"],
     "More": ["export", "completion"],
 }
@@ -83,6 +84,7 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"animegan-serve {version('animegan-serve')}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND", parser_class=argparse.ArgumentParser)
     add_paint_parser(commands)
+    add_batch_parser(commands)
 
     run = commands.add_parser("run", help="serve a config file on this machine until Ctrl-C")
     completed(run.add_argument("config", nargs="?", type=Path, help="default: the shipped configs/local.yaml"), FILE)

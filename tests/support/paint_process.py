@@ -27,6 +27,7 @@ class InvertingBackend:
         pause_s: of every painting.
         painted: photographs until now.
         now, most: bytes of photographs at work, now and at most.
+        most_at_work: photographs at a time.
     """
 
     at_once = 4
@@ -40,7 +41,7 @@ class InvertingBackend:
         self.painted = 0
         self.now = self.most = 0
         self._left = most
-        self._at_work = 0
+        self._at_work = self.most_at_work = 0
         self._are_together = asyncio.Event()
 
     async def __aenter__(self) -> "InvertingBackend":
@@ -56,6 +57,7 @@ class InvertingBackend:
 
     async def paint(self, data: bytes, format: ImageFormat) -> EncodedImage:
         self._at_work += 1
+        self.most_at_work = max(self.most_at_work, self._at_work)
         if self._at_work >= self.together:
             self._are_together.set()
         self.now += len(data)

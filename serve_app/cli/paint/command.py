@@ -50,7 +50,19 @@ def add_paint_parser(commands: Any) -> None:
     completed(
         paint.add_argument("-o", "--output", metavar="OUT", help="folder, file, or -; default: - if PHOTO is -"), FILE
     )
-    look = paint.add_argument_group("the painting")
+    add_look(paint)
+    run = paint.add_argument_group("the run")
+    run.add_argument("--overwrite", action="store_true", help="paint again what is painted already")
+    run.add_argument("--json", action="store_true", help="print a line of JSON for each photograph")
+    run.add_argument(
+        "--url", metavar="URL", help="have a running service paint; its API key is read from ANIMEGAN_API_KEY"
+    )
+    paint.set_defaults(command=paint_photographs)
+
+
+def add_look(parser: argparse.ArgumentParser) -> None:
+    """Adds the options that say what paintings are like."""
+    look = parser.add_argument_group("the painting")
     completed(
         look.add_argument(
             "--style", metavar="NAME", help=f"default: {DEFAULTS.default_style}; `animegan styles list` shows all"
@@ -73,13 +85,6 @@ def add_paint_parser(commands: Any) -> None:
     look.add_argument(
         "--precision", choices=["auto", "fp32", "fp16", "bf16"], help="default: auto, the fastest that looks like fp32"
     )
-    run = paint.add_argument_group("the run")
-    run.add_argument("--overwrite", action="store_true", help="paint again what is painted already")
-    run.add_argument("--json", action="store_true", help="print a line of JSON for each photograph")
-    run.add_argument(
-        "--url", metavar="URL", help="have a running service paint; its API key is read from ANIMEGAN_API_KEY"
-    )
-    paint.set_defaults(command=paint_photographs)
 
 
 def format_name(text: str) -> str:

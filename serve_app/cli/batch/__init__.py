@@ -1,0 +1,1 @@
+"""`animegan batch`: a folder or a bucket of photographs, painted by a Ray cluster through Ray Data."""
