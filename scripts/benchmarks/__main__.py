@@ -11,6 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from benchmarks import (
+    batches,
     batching,
     chaos,
     cost,
@@ -98,6 +99,7 @@ def add_service_commands(commands: Commands) -> None:
     cost.add_arguments(commands.add("cost", cost.run))
     soak.add_arguments(commands.add("soak", soak.run))
     chaos.add_arguments(commands.add("chaos", chaos.run))
+    batches.add_arguments(commands.add("batch", batches.run))
     decoders.add_arguments(commands.add("decoders", decoders.run))
     mutations.add_arguments(commands.add("mutations", mutations.run))
     jobs.add_arguments(commands.add("jobs", jobs.run))
