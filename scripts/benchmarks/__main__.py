@@ -18,6 +18,7 @@ from benchmarks import (
     decoders,
     engines,
     jobs,
+    limit,
     mutations,
     outlooks,
     painting,
@@ -96,6 +97,7 @@ def add_service_commands(commands: Commands) -> None:
     batching.add_arguments(commands.add("batching", batching.run))
     service.add_arguments(commands.add("service", service.run))
     scaling.add_arguments(commands.add("scaling", scaling.run))
+    limit.add_arguments(commands.add("limit", limit.run))
     cost.add_arguments(commands.add("cost", cost.run))
     soak.add_arguments(commands.add("soak", soak.run))
     chaos.add_arguments(commands.add("chaos", chaos.run))
