@@ -13,7 +13,6 @@ from pathlib import Path
 from benchmarks import (
     batches,
     batching,
-    chaos,
     cost,
     decoders,
     engines,
@@ -29,6 +28,7 @@ from benchmarks import (
     soak,
     streams,
 )
+from benchmarks.chaos import endurance
 from benchmarks.paths import RESULTS, RUNS, SAMPLE_PHOTOGRAPH, SCRATCH
 
 Run = Callable[[argparse.Namespace], None]
@@ -100,7 +100,7 @@ def add_service_commands(commands: Commands) -> None:
     limit.add_arguments(commands.add("limit", limit.run))
     cost.add_arguments(commands.add("cost", cost.run))
     soak.add_arguments(commands.add("soak", soak.run))
-    chaos.add_arguments(commands.add("chaos", chaos.run))
+    endurance.add_arguments(commands.add("chaos", endurance.run))
     batches.add_arguments(commands.add("batch", batches.run))
     decoders.add_arguments(commands.add("decoders", decoders.run))
     mutations.add_arguments(commands.add("mutations", mutations.run))

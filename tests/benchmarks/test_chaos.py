@@ -13,14 +13,14 @@ from typing import Any, cast
 
 import pytest
 import yaml
-from benchmarks import chaos_retirement, chaos_service
-from benchmarks.chaos import Endurance
-from benchmarks.chaos_faults import FAULTS, Fault, Injector, Rotation
-from benchmarks.chaos_ledger import Injection
-from benchmarks.chaos_load import OTHER_STYLE_SHARE, arrivals, is_picture, problem_code
-from benchmarks.chaos_memory import memory_rows, once_a_minute, slopes
-from benchmarks.chaos_service import DAMAGED, ChaosService, NotRecoveredError, Supervisor
-from benchmarks.chaos_uploads import PLACES, gauges, verdicts
+from benchmarks.chaos import retirement, service
+from benchmarks.chaos.endurance import Endurance
+from benchmarks.chaos.faults import FAULTS, Fault, Injector, Rotation
+from benchmarks.chaos.ledger import Injection
+from benchmarks.chaos.load import OTHER_STYLE_SHARE, arrivals, is_picture, problem_code
+from benchmarks.chaos.memory import memory_rows, once_a_minute, slopes
+from benchmarks.chaos.service import DAMAGED, ChaosService, NotRecoveredError, Supervisor
+from benchmarks.chaos.uploads import PLACES, gauges, verdicts
 from benchmarks.load import Clock
 from benchmarks.photographs import photograph
 from benchmarks.reporting import MB, Row
@@ -214,8 +214,8 @@ def test_whatever_ordinary_clients_or_the_service_lose_is_said(changes: Row, wor
 
 
 def test_a_supervisor_starts_a_command_again_when_it_has_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(chaos_service, "RESTART_S", 0.05)
-    monkeypatch.setattr(chaos_service, "LOOK_S", 0.05)
+    monkeypatch.setattr(service, "RESTART_S", 0.05)
+    monkeypatch.setattr(service, "LOOK_S", 0.05)
     with Supervisor([sys.executable, "-c", "print('started')"], tmp_path / "log", dict(os.environ)) as supervisor:
         end = time.monotonic() + 60
         while supervisor.starts < 3 and time.monotonic() < end:
@@ -254,10 +254,10 @@ def test_jobs_in_progress_are_lost_only_if_the_run_came_to_its_end(
 
 def test_a_config_is_changed_so_that_stylizers_retire() -> None:
     config = yaml.safe_load((ROOT / "configs" / "local.yaml").read_text())
-    chaos_retirement.retire_soon(config, 2)
+    retirement.retire_soon(config, 2)
     (stylizer,) = [each for each in config["applications"][0]["deployments"] if each["name"] == "Stylizer"]
     assert stylizer["num_replicas"] == 2
-    assert stylizer["user_config"]["retire_after_s"] == chaos_retirement.RETIRE_AFTER_S
+    assert stylizer["user_config"]["retire_after_s"] == retirement.RETIRE_AFTER_S
     assert stylizer["user_config"]["stuck_after_s"] == 600  # what was there before
 
 
@@ -271,10 +271,10 @@ def test_a_config_is_changed_so_that_stylizers_retire() -> None:
 )
 def test_whatever_clients_lose_by_a_retirement_is_said(changes: Row, words: str) -> None:
     fine = {"Stylizers": 2, "replaced": 3, "refused": 0, "other": 0}
-    assert chaos_retirement.verdicts(fine) == []
-    (sentence,) = chaos_retirement.verdicts(fine | changes)
+    assert retirement.verdicts(fine) == []
+    (sentence,) = retirement.verdicts(fine | changes)
     assert words in sentence
-    assert chaos_retirement.verdicts(fine | {"Stylizers": 1, "refused": 2}) == []
+    assert retirement.verdicts(fine | {"Stylizers": 1, "refused": 2}) == []
 
 
 def test_a_plot_is_drawn_of_minutes_and_memory(tmp_path: Path) -> None:

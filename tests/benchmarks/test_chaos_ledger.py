@@ -3,7 +3,7 @@
 from typing import Any
 
 import pytest
-from benchmarks.chaos_ledger import (
+from benchmarks.chaos.ledger import (
     NOTICE_S,
     Answer,
     Injection,

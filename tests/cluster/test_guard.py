@@ -13,7 +13,7 @@ import psutil
 import pytest
 import requests
 import yaml
-from benchmarks.bad_clients import Outcome, chunked, converse, drip, request_head
+from benchmarks.chaos.bad_clients import Outcome, chunked, converse, drip, request_head
 from health import Health, memory_bytes
 from pictures import photo_bytes
 from service import ANIMEGAN, LOCAL_CONFIG, Service, changed_config, command_line, running, wait_for

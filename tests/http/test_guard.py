@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 import requests
-from benchmarks.bad_clients import Outcome, chunked, converse, drip, nothing, request_head
+from benchmarks.chaos.bad_clients import Outcome, chunked, converse, drip, nothing, request_head
 from edge import Echo, guarded
 from fakes import FakePipeline
 from jobstores import Bench, make_settings, painting

@@ -16,7 +16,7 @@ from typing import Any
 import openai
 import pytest
 import requests
-from benchmarks.bad_clients import request_head
+from benchmarks.chaos.bad_clients import request_head
 from edge import Echo, guarded
 from fakes import FakePipeline, fake_settings
 from openai.types import ImageEditCompletedEvent, ImagesResponse

@@ -17,10 +17,10 @@ from typing import Any
 import requests
 from prometheus_client.parser import text_string_to_metric_families
 
-from benchmarks.bad_clients import chunked, converse, drip, request_head
-from benchmarks.chaos_faults import UPLOAD_BYTES, abort
-from benchmarks.chaos_memory import WITH_DESCRIPTORS, descriptors, named_processes, settled
-from benchmarks.chaos_service import ChaosService, chaos_service
+from benchmarks.chaos.bad_clients import chunked, converse, drip, request_head
+from benchmarks.chaos.faults import UPLOAD_BYTES, abort
+from benchmarks.chaos.memory import WITH_DESCRIPTORS, descriptors, named_processes, settled
+from benchmarks.chaos.service import ChaosService, chaos_service
 from benchmarks.load import run_load
 from benchmarks.paths import STYLIZE_PATH
 from benchmarks.reporting import MB, Row, print_table, write_json

@@ -10,9 +10,9 @@ import sys
 import time
 from typing import Any
 
-from benchmarks.chaos_ledger import JobLedger, RequestLedger, Verdict
-from benchmarks.chaos_load import ChaosLoad
-from benchmarks.chaos_service import ChaosService, chaos_service
+from benchmarks.chaos.ledger import JobLedger, RequestLedger, Verdict
+from benchmarks.chaos.load import ChaosLoad
+from benchmarks.chaos.service import ChaosService, chaos_service
 from benchmarks.load import Clock
 from benchmarks.reporting import Row, percentile, print_table, write_json
 

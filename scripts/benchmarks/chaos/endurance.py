@@ -17,12 +17,13 @@ import time
 from dataclasses import asdict
 from typing import Any
 
-from benchmarks import chaos_retirement, chaos_uploads, plots
-from benchmarks.chaos_faults import FAULTS, Fault, Injector
-from benchmarks.chaos_ledger import MINUTE_S, Injection, JobLedger, RequestLedger, minute_rows
-from benchmarks.chaos_load import ChaosLoad, arrivals
-from benchmarks.chaos_memory import MemorySampler, descriptors, memory_rows, once_a_minute, settled
-from benchmarks.chaos_service import DAMAGED, ChaosService, chaos_service
+from benchmarks import plots
+from benchmarks.chaos import retirement, uploads
+from benchmarks.chaos.faults import FAULTS, Fault, Injector
+from benchmarks.chaos.ledger import MINUTE_S, Injection, JobLedger, RequestLedger, minute_rows
+from benchmarks.chaos.load import ChaosLoad, arrivals
+from benchmarks.chaos.memory import MemorySampler, descriptors, memory_rows, once_a_minute, settled
+from benchmarks.chaos.service import DAMAGED, ChaosService, chaos_service
 from benchmarks.load import Clock, arrival_times, positive, run_load
 from benchmarks.paths import STYLIZE_PATH
 from benchmarks.reporting import Row, print_table, report
@@ -37,10 +38,10 @@ SETTLE_S = 15.0  # after a load, before descriptors are counted: memory and conn
 def run(options: argparse.Namespace) -> None:
     """A fault each minute in a service under load, and what is lost; or hostile uploads, or Stylizers that retire."""
     if options.uploads:
-        chaos_uploads.run(options)
+        uploads.run(options)
         return
     if options.retirement:
-        chaos_retirement.run(options)
+        retirement.run(options)
         return
     if options.style == DAMAGED:
         sys.exit(f"the style {DAMAGED!r} is the one that is damaged; choose another with --style")
@@ -215,5 +216,5 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     kinds = parser.add_mutually_exclusive_group()
     kinds.add_argument("--uploads", action="store_true", help="in place of faults: hostile uploads beside others")
     kinds.add_argument("--retirement", action="store_true", help="in place of faults: Stylizers that retire")
-    chaos_uploads.add_arguments(parser)
-    chaos_retirement.add_arguments(parser)
+    uploads.add_arguments(parser)
+    retirement.add_arguments(parser)

@@ -11,9 +11,9 @@ from dataclasses import dataclass
 
 import psutil
 
-from benchmarks.bad_clients import converse, drip, request_head
-from benchmarks.chaos_ledger import MINUTE_S, Injection
-from benchmarks.chaos_service import DAMAGED, ChaosService, NotRecoveredError
+from benchmarks.chaos.bad_clients import converse, drip, request_head
+from benchmarks.chaos.ledger import MINUTE_S, Injection
+from benchmarks.chaos.service import DAMAGED, ChaosService, NotRecoveredError
 from benchmarks.load import Clock
 from benchmarks.paths import STYLIZE_PATH
 from benchmarks.servers import DECODER

@@ -13,7 +13,7 @@ from typing import Any
 import aiohttp
 from PIL import Image, UnidentifiedImageError
 
-from benchmarks.chaos_ledger import Answer, JobLedger, RequestLedger, Verdict
+from benchmarks.chaos.ledger import Answer, JobLedger, RequestLedger, Verdict
 from benchmarks.load import FIRST_ADDRESS, TIMEOUT_S, Clock, open_session
 from benchmarks.paths import STYLIZE_PATH
 from benchmarks.photographs import photograph

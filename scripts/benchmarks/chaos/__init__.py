@@ -1,0 +1,1 @@
+"""Faults in a service under load, hostile uploads, and Stylizers that retire: `scripts/bench chaos`."""
