@@ -6,6 +6,7 @@ import shutil
 import signal
 import sys
 import tempfile
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -14,6 +15,7 @@ from typing import Any, NamedTuple
 import ray
 import ray.data
 from ray.exceptions import RayError
+from ray.util.annotations import RayDeprecationWarning
 
 from serve_app.cli.batch.painters import CALLS, LINES, PaintingActor, Work, to_table
 from serve_app.cli.batch.plan import Task
@@ -23,6 +25,7 @@ from serve_app.errors import AnimeganError
 OBJECT_STORE_BYTES = 200 * 2**20  # of a Ray of its own: only paths and lines pass through it
 BLOCKS_A_PAINTER = 32  # so that painters end at about the same time
 LEAST_ROWS, MOST_ROWS = 8, 256  # of a block
+TRIES = 3  # of a block, if its painter dies, or its node
 QUIET = {"RAY_BACKEND_LOG_LEVEL": "fatal"}  # of the driver: Ray Data itself causes one of Ray's errors in each run
 ENVIRONMENT = {
     "RAY_USAGE_STATS_ENABLED": "0",
@@ -61,7 +64,7 @@ def joined(address: str | None) -> Iterator[None]:
     """
     # Of this user alone. At a short path, because the names of Unix sockets in it may have 107 characters at most.
     folder = tempfile.mkdtemp(prefix="animegan-", dir="/tmp")  # nosec B108 # made anew, with mode 0700
-    logging.getLogger("ray.data").setLevel(logging.ERROR)
+    logging.getLogger("ray.data").setLevel(logging.CRITICAL)  # what is lost is told in words
     for name, value in (QUIET | ({} if address else ENVIRONMENT)).items():
         os.environ.setdefault(name, value)
     own: dict[str, Any] = {
@@ -138,32 +141,41 @@ def size_pool(
 
 
 def painted(tasks: list[Task], work: Work, pool: Pool) -> Iterator[str]:
-    """Paints photographs, and yields lines of the manifest as they come.
+    """Paints photographs, and yields lines of the manifest as they come; `lost_lines` are of those of which none has.
 
     Raises:
-        RayError: if the cluster or its painters are lost.
+        RayError: if the cluster is lost.
     """
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
     context.print_on_execution_start = False
+    context.max_errored_blocks = -1  # a photograph of which every painter dies must not end the run for the others
     context.target_max_block_size = 1  # each row of lines is a block, which goes to the driver at once
     rows = min(max(len(tasks) // (pool.most * BLOCKS_A_PAINTER), LEAST_ROWS), MOST_ROWS)
     tables = [to_table(tasks[start : start + rows]) for start in range(0, len(tasks), rows)]
-    dataset: Any = ray.data.from_arrow(tables).map_batches(
-        PaintingActor,
-        fn_constructor_args=[replace(work, share=pool.share)],
-        batch_size=rows,
-        batch_format="pyarrow",
-        num_cpus=pool.cpus,
-        num_gpus=pool.gpus or None,
-        compute=ray.data.ActorPoolStrategy(
-            min_size=pool.least,
-            max_size=pool.most,
-            max_tasks_in_flight_per_actor=CALLS,
-            max_concurrent_calls_per_actor=CALLS,
-            enable_true_multi_threading=True,
-        ),
-    )
+    dataset = mapped(ray.data.from_arrow(tables), rows, work, pool)
     for batch in dataset.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0):
         for row in batch.column(LINES).to_pylist():
             yield from row.splitlines()
+
+
+def mapped(dataset: ray.data.Dataset, rows: int, work: Work, pool: Pool) -> Any:
+    """Returns a dataset of what painters tell of the photographs in another, whose blocks have so many rows."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RayDeprecationWarning)  # the number of tries has no other parameter yet
+        return dataset.map_batches(
+            PaintingActor,
+            fn_constructor_args=[replace(work, share=pool.share)],
+            batch_size=rows,
+            batch_format="pyarrow",
+            num_cpus=pool.cpus,
+            num_gpus=pool.gpus or None,
+            max_task_retries=TRIES - 1,  # Ray Data's default is for ever
+            compute=ray.data.ActorPoolStrategy(
+                min_size=pool.least,
+                max_size=pool.most,
+                max_tasks_in_flight_per_actor=CALLS,
+                max_concurrent_calls_per_actor=CALLS,
+                enable_true_multi_threading=True,
+            ),
+        )

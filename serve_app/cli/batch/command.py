@@ -11,7 +11,7 @@ from types import FrameType
 from typing import Any
 
 from serve_app.cli.batch.manifest import FOLDER, Manifest, read_manifest
-from serve_app.cli.batch.plan import Plan, list_names, make_plan
+from serve_app.cli.batch.plan import Plan, list_names, lost_lines, make_plan
 from serve_app.cli.batch.progress import Progress, parsed
 from serve_app.cli.batch.storage import Storage, open_storage
 from serve_app.cli.completion import FILE, completed
@@ -171,13 +171,16 @@ def painted_lines(plan: Plan, options: argparse.Namespace, source: Storage, dest
         options.overwrite,
         Share(),
     )
+    waiting = {task.photo: task for task in plan.tasks}
     with redirect_stdout(sys.stderr), joined(options.address):
         pool = size_pool(nodes(), options.num_gpus, options.num_cpus, options.painters, len(plan.tasks))
         for line in painted(plan.tasks, work, pool):
             record = parsed(line)
             if END in record:
                 raise AnimeganError(record[END])
+            waiting.pop(record["photo"], None)
             yield line
+    yield from lost_lines(waiting.values(), destination)
 
 
 class Stopped(BaseException):

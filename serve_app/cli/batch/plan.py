@@ -3,8 +3,9 @@
 Names are those of `animegan paint`.
 """
 
+import json
 from collections import Counter
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
@@ -19,6 +20,7 @@ from serve_app.cli.paint.photographs import (
     painting_name,
     plain_name,
 )
+from serve_app.cli.paint.reports import as_json
 from serve_app.cli.paint.work import Outcome
 from serve_app.errors import AnimeganError
 from serve_app.frames import ImageFormat
@@ -102,6 +104,20 @@ def make_plan(
             else:
                 plan.tasks.append(task)
     return plan
+
+
+def lost_lines(tasks: Iterable[Task], destination: Storage) -> Iterator[str]:
+    """Yields lines of the manifest about photographs of which no painter has told what came of them.
+
+    Their painters died, again and again; the cause is one of those that they had at the time. Some are painted.
+    """
+    for task in tasks:
+        photograph = Photograph(Path(task.photo), Path(task.painting), task.format)
+        outcome = Outcome(photograph, "skipped")
+        if not destination.is_file(task.painting):
+            detail = "Its painter's process died each time, by this photograph or another one; memory may be short."
+            outcome = Outcome(photograph, "failed", error=PhotographError("painter-died", detail))
+        yield json.dumps(as_json(outcome))
 
 
 def list_names(storage: Storage) -> Listing:

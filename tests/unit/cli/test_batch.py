@@ -18,7 +18,7 @@ from serve_app.cli.batch import painters
 from serve_app.cli.batch.cluster import Pool, size_pool
 from serve_app.cli.batch.manifest import FOLDER, PART_LINES, PART_S, Earlier, Manifest, read_manifest
 from serve_app.cli.batch.painters import END, LINES, PaintingActor, Work, from_table, to_table
-from serve_app.cli.batch.plan import Plan, Task, list_names, make_plan
+from serve_app.cli.batch.plan import Plan, Task, list_names, lost_lines, make_plan
 from serve_app.cli.batch.progress import SHOWN, Progress
 from serve_app.cli.batch.storage import BucketStorage, LocalStorage, Storage, open_storage
 from serve_app.cli.paint.local import Share
@@ -217,6 +217,15 @@ class Clock:
 
 def earlier_in(storage: Storage) -> Earlier:
     return read_manifest(storage, list_names(storage).get(FOLDER, ()))
+
+
+def test_photographs_whose_painters_have_died_are_told_of(place: str) -> None:
+    destination = open_storage(f"{place}/out")
+    destination.write("a/1.jpg", b"painted before its painter died")
+    tasks = [Task(f"a/{number}.jpg", f"a/{number}.jpg", "jpeg", 9) for number in (1, 2)]
+    painted, lost = [json.loads(line) for line in lost_lines(tasks, destination)]
+    assert (painted["photo"], painted["status"]) == ("a/1.jpg", "skipped")
+    assert (lost["photo"], lost["status"], lost["error"]["code"]) == ("a/2.jpg", "failed", "painter-died")
 
 
 def test_last_line_about_a_photograph_counts(place: str) -> None:
