@@ -3,7 +3,6 @@
 `scripts/chaos` kills every part of it, with sixty jobs in flight and requests beside them, on both databases.
 """
 
-import os
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -17,10 +16,9 @@ from benchmarks.postgres import PostgresServer, find_binaries
 from followers import Follower
 from jobservice import JobService, broken_photograph, kill_everything, kill_replica, photographs
 from pictures import photo_bytes
-from service import Service, wait_for
+from service import CHAOS, Service, wait_for
 
 MakeService = Callable[..., JobService]
-CHAOS = pytest.mark.skipif("ANIMEGAN_CHAOS" not in os.environ, reason="takes minutes: scripts/chaos runs it")
 PARTS = ("JobRunner", "Stylizer", "Ingress", "Codec", "everything")
 PATIENCE_S = 240
 
@@ -90,6 +88,7 @@ def test_service_that_stops_hands_its_jobs_back_at_once(make_service: MakeServic
     assert all(job.attempt <= 1 for job in jobs.bench.store.find([job.id for job in submitted]).values())
 
 
+@CHAOS
 def test_an_album_is_followed_in_one_stream_across_a_restart(make_service: MakeService) -> None:
     jobs = make_service()
     forms = [("image", (f"{number}.jpg", photo)) for number, photo in enumerate(photographs(50, side=160))]

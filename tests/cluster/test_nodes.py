@@ -25,7 +25,7 @@ from ray.serve._private import api as serve_api
 from ray.serve._private.common import ReplicaState
 from ray.serve.config import gRPCOptions
 from ray.serve.schema import ServeDeploySchema
-from service import command_line, free_port, wait_for
+from service import CHAOS, command_line, free_port, wait_for
 from shared import ROOT
 
 GIB = 2**30
@@ -268,6 +268,7 @@ def test_rolling_update_drops_nothing(nodes: Nodes) -> None:
     assert set(sent.statuses) <= {"200", "429"}, sent.statuses
 
 
+@CHAOS
 def test_a_replica_that_retires_under_load_runs_until_another_one_does(nodes: Nodes) -> None:
     retired = nodes.at_rest("Stylizer")["Stylizer"]
     settings = nodes.deployment("Stylizer")["user_config"]

@@ -18,7 +18,7 @@ import pytest
 import requests
 import yaml
 from pictures import photo_bytes
-from service import ANIMEGAN, LOCAL_CONFIG, Service, changed_config, command_line, free_port, running, wait_for
+from service import ANIMEGAN, CHAOS, LOCAL_CONFIG, Service, changed_config, command_line, free_port, running, wait_for
 from shared import ROOT, SHIPPED_STYLES
 
 from serve_app.web.keys import new_key
@@ -63,7 +63,7 @@ def test_invented_address_of_a_client_is_not_believed(narrow: Service) -> None:
     assert statuses == {200: 4, 429: 1}
 
 
-@pytest.mark.parametrize("name", ["raylet", "gcs_server"])
+@pytest.mark.parametrize("name", ["gcs_server", pytest.param("raylet", marks=CHAOS)])
 def test_death_of_ray_ends_the_service_with_a_sentence(tmp_path: Path, name: str) -> None:
     config = tmp_path / "config.yaml"
     address = changed_config(LOCAL_CONFIG, config)

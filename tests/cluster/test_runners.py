@@ -19,7 +19,7 @@ from jobstores import REQUEST, Bench, make_settings
 from pictures import photo_bytes
 from ray import cloudpickle, serve
 from ray.cluster_utils import Cluster
-from service import wait_for
+from service import CHAOS, wait_for
 
 from serve_app.deployments.codec import Codec
 from serve_app.deployments.job_runner import JobRunner
@@ -34,7 +34,7 @@ MIB = 2**20
 # The replicas cannot import this file.
 cloudpickle.register_pickle_by_value(sys.modules[__name__])  # type: ignore[no-untyped-call]
 
-pytestmark = pytest.mark.skipif("ANIMEGAN_CHAOS" not in os.environ, reason="takes minutes: scripts/chaos runs it")
+pytestmark = CHAOS
 
 
 class SimulatedStylizer:

@@ -12,11 +12,13 @@ from pathlib import Path
 from typing import Any
 
 import psutil
+import pytest
 import yaml
 from shared import ROOT
 
 READY_TIMEOUT_S = 180
 LOCAL_CONFIG = ROOT / "configs" / "local.yaml"
+CHAOS = pytest.mark.skipif("ANIMEGAN_CHAOS" not in os.environ, reason="takes minutes: scripts/chaos runs it")
 ANIMEGAN = [str(Path(sys.executable).parent / "animegan")]
 
 
