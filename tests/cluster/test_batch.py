@@ -11,7 +11,7 @@ import numpy as np
 import psutil
 import pytest
 import ray
-from moto.server import ThreadedMotoServer
+from buckets import new_bucket, s3_service
 from pictures import opened, photo_bytes
 from ray.cluster_utils import Cluster
 from service import ANIMEGAN, command_line, wait_for
@@ -83,20 +83,9 @@ def test_batch_that_is_killed_goes_on_where_it_ended(tmp_path: Path) -> None:
 @pytest.fixture(scope="module")
 def bucket() -> Iterator[str]:
     """The address of an empty bucket; Ray's processes get its keys from the environment, as those of a user do."""
-    import s3fs
-
-    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    server.start()
-    host, port = server.get_host_and_port()
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("AWS_ACCESS_KEY_ID", "a-key")
-        patch.setenv("AWS_SECRET_ACCESS_KEY", "a-very-secret-secret")
-        patch.setenv("AWS_DEFAULT_REGION", "us-east-1")
-        patch.setenv("AWS_ENDPOINT_URL", f"http://{host}:{port}")
+    with s3_service() as address, pytest.MonkeyPatch.context() as patch:
         patch.setenv("RAY_worker_niceness", "0")  # beside other work, workers of the usual 15 take minutes to start
-        s3fs.S3FileSystem(skip_instance_cache=True).mkdir("photographs")
-        yield "s3://photographs"
-    server.stop()
+        yield f"s3://{new_bucket(address, patch)}"
 
 
 @pytest.fixture(scope="module")

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from moto.server import ThreadedMotoServer
+from buckets import new_bucket, s3_service
 from paint_process import InvertingBackend
 from pictures import opened, photo_bytes
 
@@ -32,25 +32,14 @@ NO_ROOT = pytest.mark.skipif(os.geteuid() == 0, reason="root may read every fold
 
 @pytest.fixture(scope="module")
 def s3_server() -> Iterator[str]:
-    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    server.start()
-    host, port = server.get_host_and_port()
-    yield f"http://{host}:{port}"
-    server.stop()
+    with s3_service() as address:
+        yield address
 
 
 @pytest.fixture
 def bucket(s3_server: str, monkeypatch: pytest.MonkeyPatch) -> str:
-    """The address of an empty bucket; keys and endpoint are where a user puts them."""
-    import s3fs
-
-    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "a-key")
-    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "a-very-secret-secret")
-    monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
-    monkeypatch.setenv("AWS_ENDPOINT_URL", s3_server)
-    name = f"bucket-{os.urandom(4).hex()}"
-    s3fs.S3FileSystem(skip_instance_cache=True).mkdir(name)
-    return f"s3://{name}"
+    """The address of an empty bucket."""
+    return f"s3://{new_bucket(s3_server, monkeypatch)}"
 
 
 @pytest.fixture(params=["local", "s3"])

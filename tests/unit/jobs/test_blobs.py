@@ -7,8 +7,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from buckets import new_bucket, s3_service
 from jobstores import REQUEST, make_settings, painting
-from moto.server import ThreadedMotoServer
 from sqlalchemy import select
 
 from serve_app.errors import Gone, SettingsError, StoreFull, StoreUnavailable
@@ -24,25 +24,14 @@ DATA = os.urandom(100_000)
 
 @pytest.fixture(scope="module")
 def s3_server() -> Iterator[str]:
-    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    server.start()
-    host, port = server.get_host_and_port()
-    yield f"http://{host}:{port}"
-    server.stop()
+    with s3_service() as address:
+        yield address
 
 
 @pytest.fixture
 def s3_url(s3_server: str, monkeypatch: pytest.MonkeyPatch) -> str:
-    """A bucket of its own; the secrets are where a user puts them."""
-    import s3fs
-
-    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "a-key")
-    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "a-very-secret-secret")
-    monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
-    monkeypatch.setenv("AWS_ENDPOINT_URL_S3", s3_server)
-    bucket = f"bucket-{os.urandom(4).hex()}"
-    s3fs.S3FileSystem(skip_instance_cache=True).mkdir(bucket)
-    return f"s3://{bucket}/pictures"
+    """A folder in a bucket of its own."""
+    return f"s3://{new_bucket(s3_server, monkeypatch, 'AWS_ENDPOINT_URL_S3')}/pictures"
 
 
 @pytest.fixture(params=["local", "s3"])
