@@ -6,8 +6,8 @@ from typing import Any
 
 import shtab
 
-FILE = shtab.FILE
-INSTALLED_STYLES = shtab.cmd("animegan styles list --names 2> /dev/null")
+from serve_app.cli.arguments import add_command
+
 EXAMPLES = """
 examples:
   animegan completion bash > ~/.local/share/bash-completion/completions/animegan
@@ -15,20 +15,14 @@ examples:
 """
 
 
-def completed(action: argparse.Action, completer: Any) -> argparse.Action:
-    """Has a shell complete an argument: with a `completer` of shtab."""
-    action.complete = completer  # type: ignore[attr-defined]  # where shtab looks for it
-    return action
-
-
 def add_completion_parser(commands: Any, make_parser: Callable[[], argparse.ArgumentParser]) -> None:
     """Adds `animegan completion` to the commands; `make_parser` returns the parser of the whole command line."""
-    completion: argparse.ArgumentParser = commands.add_parser(
+    completion = add_command(
+        commands,
         "completion",
         help="print a script that completes commands in bash or zsh",
         description="Prints a script that completes commands, options, files and styles.",
-        epilog=EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        examples=EXAMPLES,
     )
     completion.add_argument("shell", choices=["bash", "zsh"])
 

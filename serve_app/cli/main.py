@@ -10,8 +10,9 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from serve_app.cli.arguments import FILE, INSTALLED_STYLES, completed
 from serve_app.cli.batch.command import add_batch_parser
-from serve_app.cli.completion import FILE, INSTALLED_STYLES, add_completion_parser, completed
+from serve_app.cli.completion import add_completion_parser
 from serve_app.cli.jobs import add_jobs_parser, default_config
 from serve_app.cli.paint.command import add_paint_parser
 from serve_app.cli.plan import add_plan_parser

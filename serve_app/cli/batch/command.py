@@ -10,12 +10,11 @@ from contextlib import contextmanager, redirect_stdout
 from types import FrameType
 from typing import Any
 
+from serve_app.cli.arguments import DEFAULTS, FILE, add_command, add_look, bounded, completed
 from serve_app.cli.batch.manifest import FOLDER, Manifest, read_manifest
 from serve_app.cli.batch.plan import Plan, list_names, lost_lines, make_plan
 from serve_app.cli.batch.progress import Progress, parsed
 from serve_app.cli.batch.storage import Storage, open_storage
-from serve_app.cli.completion import FILE, completed
-from serve_app.cli.paint.command import DEFAULTS, add_look, bounded
 from serve_app.cli.paint.reports import as_json
 from serve_app.errors import AnimeganError
 from serve_app.styles.catalogue import find_style, installed_styles, read_catalogue
@@ -37,12 +36,12 @@ docs/command-line.md says more.
 
 def add_batch_parser(commands: Any) -> None:
     """Adds `animegan batch` to the commands."""
-    batch: argparse.ArgumentParser = commands.add_parser(
+    batch = add_command(
+        commands,
         "batch",
         help="paint a folder or a bucket on a Ray cluster",
         description="Paints all photographs of a folder or a bucket, here or on a Ray cluster.",
-        epilog=EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        examples=EXAMPLES,
     )
     completed(batch.add_argument("source", metavar="SRC", help="folder, or s3://BUCKET/PREFIX"), FILE)
     completed(batch.add_argument("destination", metavar="DST", help="folder, or s3://BUCKET/PREFIX"), FILE)

@@ -12,14 +12,8 @@ from typing import NamedTuple
 
 from serve_app.cli.batch.manifest import Earlier
 from serve_app.cli.batch.storage import Folder, Storage, place_below
-from serve_app.cli.paint.photographs import (
-    Photograph,
-    PhotographError,
-    format_for,
-    is_photograph,
-    painting_name,
-    plain_name,
-)
+from serve_app.cli.paint.names import format_for, is_photograph, painting_name, plain_name
+from serve_app.cli.paint.photographs import Photograph, PhotographError
 from serve_app.cli.paint.reports import as_json
 from serve_app.cli.paint.work import Outcome
 from serve_app.errors import AnimeganError

@@ -11,7 +11,8 @@ from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple, Protocol
 from urllib.parse import quote, urlsplit
 
-from serve_app.cli.paint.photographs import FORMATS, PhotographError
+from serve_app.cli.paint.names import FORMATS
+from serve_app.cli.paint.photographs import PhotographError
 from serve_app.cli.paint.work import file_error, read, replace_file
 from serve_app.errors import AnimeganError, TooManyBytes
 from serve_app.images.encode import MEDIA_TYPES

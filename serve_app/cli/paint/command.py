@@ -8,17 +8,13 @@ import sys
 from contextlib import suppress
 from typing import Any
 
-from serve_app.cli.completion import FILE, INSTALLED_STYLES, completed
+from serve_app.cli.arguments import DEFAULTS, FILE, add_command, add_look, completed
 from serve_app.cli.paint.photographs import Photograph, find_photographs
 from serve_app.cli.paint.reports import Reporter
 from serve_app.cli.paint.work import Backend, Workers, settled
 from serve_app.engine.host_memory import available_bytes
 from serve_app.errors import AnimeganError
-from serve_app.frames import MIN_SIDE
-from serve_app.settings import IngressSettings
 
-DEFAULTS = IngressSettings()
-MAX_SIDE = 16_383  # where WebP ends
 MAX_HELD_BYTES = 2**30  # of files and paintings at work, or an eighth of what is free if that is less
 EXAMPLES = """
 examples:
@@ -36,12 +32,12 @@ docs/command-line.md says more.
 
 def add_paint_parser(commands: Any) -> None:
     """Adds `animegan paint` to the commands."""
-    paint: argparse.ArgumentParser = commands.add_parser(
+    paint = add_command(
+        commands,
         "paint",
         help="paint photographs, here or by a running service",
         description="Paints photographs: files, folders with all below them, patterns, or a pipe.",
-        epilog=EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        examples=EXAMPLES,
     )
     completed(
         paint.add_argument("photographs", nargs="+", metavar="PHOTO", help="file, folder, pattern in quotes, or -"),
@@ -58,59 +54,6 @@ def add_paint_parser(commands: Any) -> None:
         "--url", metavar="URL", help="have a running service paint; its API key is read from ANIMEGAN_API_KEY"
     )
     paint.set_defaults(command=paint_photographs)
-
-
-def add_look(parser: argparse.ArgumentParser) -> None:
-    """Adds the options that say what paintings are like."""
-    look = parser.add_argument_group("the painting")
-    completed(
-        look.add_argument(
-            "--style", metavar="NAME", help=f"default: {DEFAULTS.default_style}; `animegan styles list` shows all"
-        ),
-        INSTALLED_STYLES,
-    )
-    look.add_argument(
-        "--max-side",
-        type=side,
-        metavar="PIXELS",
-        help=f"larger photographs are fitted to it; default: {DEFAULTS.max_side}",
-    )
-    look.add_argument(
-        "--format",
-        type=format_name,
-        choices=["jpeg", "webp", "png", "avif"],
-        help="default: the photograph's, or jpeg if that cannot be written",
-    )
-    look.add_argument("--quality", type=quality, metavar="1-100", help="of jpeg, webp and avif; default: 90, 85, 75")
-    look.add_argument(
-        "--precision", choices=["auto", "fp32", "fp16", "bf16"], help="default: auto, the fastest that looks like fp32"
-    )
-
-
-def format_name(text: str) -> str:
-    """Returns the usual name of an image format, as HTTP takes it too."""
-    return "jpeg" if text.lower() == "jpg" else text.lower()
-
-
-def side(text: str) -> int:
-    """Returns the pixels of `--max-side`."""
-    return bounded(text, MIN_SIDE, MAX_SIDE)
-
-
-def quality(text: str) -> int:
-    """Returns a `--quality`."""
-    return bounded(text, 1, 100)
-
-
-def bounded(text: str, least: int, most: int) -> int:
-    """Returns a number within limits.
-
-    Raises:
-        argparse.ArgumentTypeError: if it is none.
-    """
-    if not text.isascii() or not text.isdecimal() or not least <= int(text) <= most:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a number from {least} to {most}")
-    return int(text)
 
 
 def paint_photographs(options: argparse.Namespace) -> int:
