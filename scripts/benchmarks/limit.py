@@ -1,10 +1,9 @@
 """The whole service under a limit of memory, as in a container: `scripts/bench limit`.
 
-It runs configs/container.yaml, with jobs in SQLite, in a memory cgroup of its own: as shipped, and with the least that
-`animegan plan` knows, each under the limit that the plan names; and without jobs under 2 GiB. Clients send photographs
-that are painted at their full size. The cgroup counts every page that its processes touch, shared memory and files
-that they read included; the kernel takes back the latter before it kills anything. Ray sees the limit, as in a
-container, and kills replicas at 95 % of it.
+It runs in a memory cgroup of its own: configs/container.yaml, with jobs in SQLite, as shipped and with the least that
+`animegan plan` knows, each under the limit that the plan names; and configs/small.yaml under 2 GiB. The cgroup counts
+every page that its processes touch, shared memory and files that they read included; the kernel takes back the latter
+before it kills anything. Ray sees the limit, as in a container, and kills replicas at 95 % of it.
 """
 
 import argparse
@@ -13,6 +12,7 @@ import shutil
 import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
@@ -27,15 +27,14 @@ from benchmarks.servers import ANIMEGAN, free_port, paint_everything, process_tr
 from serve_app.cli.memory_plan import differences, saving
 from serve_app.cli.plan import read_service
 
-CONFIG = ROOT / "configs" / "container.yaml"
+CONTAINER, SMALL = (ROOT / "configs" / name for name in ("container.yaml", "small.yaml"))
 HIERARCHY = Path("/sys/fs/cgroup/memory")
 # Inside a namespace of cgroups, so that Ray finds the limit where a container has it.
 ENTER = """
 echo $$ > "$0/cgroup.procs"
 exec unshare --cgroup sh -c 'umount "$0" && mount -t cgroup -o memory cgroup "$0" && exec "$@"' {hierarchy} "$@"
 """
-SMALL_BYTES = 2 * 2**30  # what the memory plan promises nothing for; docs/deploy.md
-WITHOUT_JOBS = {"jobs.enabled": False, "Codec.decoder_processes": 2}
+SMALL_BYTES = 2 * 2**30  # less than the memory plan promises anything for; docs/deploy.md
 REPLICAS = ("Ingress", "Codec", "Stylizer", "JobRunner", "ProxyActor", "ServeController")
 
 
@@ -45,6 +44,9 @@ class MemoryCgroup:
     Args:
         limit_bytes: of all its processes together.
 
+    Attributes:
+        folder: where the kernel shows it.
+
     Raises:
         SystemExit: if it cannot be made here.
     """
@@ -52,14 +54,14 @@ class MemoryCgroup:
     def __init__(self, limit_bytes: int) -> None:
         if os.geteuid() != 0 or not (HIERARCHY / "cgroup.procs").exists() or not shutil.which("unshare"):
             raise SystemExit(f"a limit needs root, unshare, and the memory cgroups of version 1 at {HIERARCHY}")
-        self._folder = HIERARCHY / f"animegan-{os.getpid()}"
-        self._folder.mkdir()
+        self.folder = HIERARCHY / f"animegan-{os.getpid()}"
+        self.folder.mkdir()
         self._write("memory.limit_in_bytes", limit_bytes)
 
     def command(self, command: list[str]) -> list[str]:
         """Returns a command that runs another one inside."""
         script = ENTER.format(hierarchy=HIERARCHY)
-        return ["unshare", "--cgroup", "--mount", "sh", "-c", script, str(self._folder), *command]
+        return ["unshare", "--cgroup", "--mount", "sh", "-c", script, str(self.folder), *command]
 
     def forget_peak(self) -> None:
         """Begins to measure the peak anew."""
@@ -77,13 +79,13 @@ class MemoryCgroup:
 
     def remove(self) -> None:
         """Removes it, once its processes have ended."""
-        subprocess.run(["rmdir", str(self._folder)], check=False)
+        subprocess.run(["rmdir", str(self.folder)], check=False)
 
     def _read(self, name: str) -> str:
-        return (self._folder / name).read_text()
+        return (self.folder / name).read_text()
 
     def _write(self, name: str, value: int) -> None:
-        (self._folder / name).write_text(str(value))
+        (self.folder / name).write_text(str(value))
 
 
 def run(options: argparse.Namespace) -> None:
@@ -96,25 +98,31 @@ def run(options: argparse.Namespace) -> None:
 
 def measured_rows(options: argparse.Namespace) -> Iterator[Row]:
     """Yields a row for each choice of settings."""
-    shipped = read_service(CONFIG, cores=os.cpu_count() or 1)
-    *_, least = saving(shipped)
-    cases: list[tuple[str, int, dict[str, Any]]] = [
-        ("as shipped", shipped.limit_bytes("all"), {}),
-        ("the least of `animegan plan`", least.limit_bytes("all"), differences(shipped, least)),
-        ("the least, without jobs", SMALL_BYTES, differences(shipped, least) | WITHOUT_JOBS),
-    ]
-    for name, limit, changes in cases:
+    for name, limit, config in cases():
         if not options.only or name.startswith(options.only):
-            yield {"settings": name, "limit MiB": limit // 2**20} | measured(limit, changes, options)
+            row = {"settings": name, "side": options.side, "limit MiB": limit // 2**20}
+            yield row | measured(limit, config, options)
 
 
-def measured(limit: int, changes: dict[str, Any], options: argparse.Namespace) -> Row:
-    """Paints under a limit, with some settings changed."""
+def cases() -> list[tuple[str, int, dict[str, Any]]]:
+    """Returns the choices of settings: a name, the limit in bytes, and the config."""
+    shipped = read_service(CONTAINER, cores=os.cpu_count() or 1)
+    *_, least = saving(shipped)
+    container, small = (yaml.safe_load(path.read_text()) for path in (CONTAINER, SMALL))
+    return [
+        ("container.yaml", shipped.limit_bytes("all"), container),
+        ("container.yaml, the least", least.limit_bytes("all"), changed(container, differences(shipped, least))),
+        ("small.yaml", SMALL_BYTES, small),
+    ]
+
+
+def measured(limit: int, config: dict[str, Any], options: argparse.Namespace) -> Row:
+    """Paints under a limit."""
     folder = options.scratch.resolve() / "limit"
     folder.mkdir(parents=True, exist_ok=True)
     port = free_port()
     path = folder / "limit.yaml"
-    path.write_text(yaml.safe_dump(changed_config(changes, port)))
+    path.write_text(yaml.safe_dump(on_port(config, port)))
     with cgroup_of(limit) as cgroup:
         command = cgroup.command([*ANIMEGAN, "run", str(path)])
         with running(command, port, folder / "limit.log") as server:
@@ -147,21 +155,25 @@ def cgroup_of(limit_bytes: int) -> Iterator[MemoryCgroup]:
         cgroup.remove()
 
 
-def changed_config(changes: dict[str, Any], port: int) -> dict[str, Any]:
-    """Returns configs/container.yaml on a port, with jobs in SQLite and settings changed by their names in a plan."""
-    config: dict[str, Any] = yaml.safe_load(CONFIG.read_text())
+def changed(config: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
+    """Returns a config with settings changed by their names in a plan."""
+    config = deepcopy(config)
     application = config["applications"][0]
-    config["http_options"] |= {"host": "127.0.0.1", "port": port}
-    config["metrics"] |= {"host": "127.0.0.1", "port": free_port()}
-    del application["args"]["jobs"]["database_url"]
-    paint_everything(config)
     deployments = {each["name"]: each.setdefault("user_config", {}) for each in application["deployments"]}
     blocks = {"args": application["args"], "guard": config["guard"], "jobs": application["args"]["jobs"]} | deployments
     for name, value in changes.items():
         block, key = name.split(".")
         blocks[block][key] = value
-    if not blocks["jobs"]["enabled"]:
-        application["deployments"] = [each for each in application["deployments"] if each["name"] != "JobRunner"]
+    return config
+
+
+def on_port(config: dict[str, Any], port: int) -> dict[str, Any]:
+    """Returns a config on a port of the loopback, with jobs in SQLite."""
+    config = deepcopy(config)
+    config["http_options"] |= {"host": "127.0.0.1", "port": port}
+    config["metrics"] |= {"host": "127.0.0.1", "port": free_port()}
+    config["applications"][0]["args"]["jobs"].pop("database_url", None)
+    paint_everything(config)
     return config
 
 
@@ -173,7 +185,7 @@ def replicas(server: psutil.Process) -> set[psutil.Process]:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the options of `limit`."""
     parser.add_argument("--only", help="the settings whose name begins so")
-    parser.add_argument("--side", type=int, default=1024, help="pixels of the photographs and the paintings")
+    parser.add_argument("--side", type=int, default=1024, help="pixels of the photographs; paintings have 1024 at most")
     parser.add_argument("--count", type=int, default=24, help="photographs for each choice of settings")
     parser.add_argument("--clients", type=int, default=4, help="at a time")
     parser.add_argument("--seconds", type=float, default=600.0, help="after which nothing more is sent")
