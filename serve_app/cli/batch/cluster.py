@@ -19,6 +19,7 @@ from ray.util.annotations import RayDeprecationWarning
 
 from serve_app.cli.batch.painters import CALLS, LINES, PaintingActor, Work, to_table
 from serve_app.cli.batch.plan import Task
+from serve_app.cli.one_machine import PERIODS, WITHOUT_DASHBOARD
 from serve_app.cli.paint.local import Share
 from serve_app.errors import AnimeganError
 
@@ -28,6 +29,8 @@ LEAST_ROWS, MOST_ROWS = 8, 256  # of a block
 TRIES = 3  # of a block, if its painter dies, or its node
 QUIET = {"RAY_BACKEND_LOG_LEVEL": "fatal"}  # of the driver: Ray Data itself causes one of Ray's errors in each run
 ENVIRONMENT = {
+    **PERIODS,
+    **WITHOUT_DASHBOARD,
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_worker_niceness": "0",  # from 15: painting is all that this Ray does
 }

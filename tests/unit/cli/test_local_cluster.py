@@ -13,8 +13,9 @@ from service import LOCAL_CONFIG, changed_config
 from shared import ROOT
 
 from serve_app.cli.local_cluster import service as local_cluster
-from serve_app.cli.local_cluster.environment import PATIENCE, PERIODS, WITHOUT_DASHBOARD, ray_environment
+from serve_app.cli.local_cluster.environment import PATIENCE, ray_environment
 from serve_app.cli.local_cluster.service import RayDied, watch
+from serve_app.cli.one_machine import PERIODS, WITHOUT_DASHBOARD
 from serve_app.errors import SettingsError
 
 
