@@ -33,6 +33,7 @@
         ├── NotReady          503
         ├── OutOfMemory       503
         ├── Lost              503
+        ├── Stopping          503
         ├── StoreUnavailable  503
         ├── TooManyStreams    503
         └── StoreFull         507
@@ -280,6 +281,12 @@ class Lost(RequestError):
     """A request that was lost with the processes that worked on it."""
 
     status, code, title = 503, "lost", "The request was lost"
+
+
+class Stopping(RequestError):
+    """A request that came when the service only finished what it had in hand."""
+
+    status, code, title = 503, "stopping", "The service is stopping"
 
 
 class StoreUnavailable(RequestError):

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from serve_app.cli.arguments import FILE, INSTALLED_STYLES, completed
 from serve_app.cli.batch.command import add_batch_parser
 from serve_app.cli.completion import add_completion_parser
+from serve_app.cli.drain import TIMEOUT_S, add_drain_parser, seconds
 from serve_app.cli.jobs import add_jobs_parser, default_config
 from serve_app.cli.paint.command import add_paint_parser
 from serve_app.cli.plan import add_plan_parser
@@ -35,7 +36,7 @@ MAX_CHECKPOINT_BYTES = 2**30  # of a file to import: a generator has 8 MB, and t
 
 GROUPS = {
     "Paint photographs": ["paint", "batch", "styles"],
-    "Run a service": ["run", "check", "plan", "keys", "jobs"],
+    "Run a service": ["run", "check", "plan", "keys", "jobs", "drain"],
     "More": ["export", "completion"],
 }
 COMMAND_WIDTH = 13
@@ -90,6 +91,13 @@ def make_parser() -> argparse.ArgumentParser:
     run = commands.add_parser("run", help="serve a config file on this machine until Ctrl-C")
     completed(run.add_argument("config", nargs="?", type=Path, help="default: the shipped configs/local.yaml"), FILE)
     run.add_argument("--dashboard", action="store_true", help="start Ray's dashboard too (220 MB more)")
+    run.add_argument(
+        "--drain",
+        type=seconds,
+        default=TIMEOUT_S,
+        metavar="SECONDS",
+        help=f"the most that it waits for requests in hand when it is stopped; default: {TIMEOUT_S:g}",
+    )
     run.set_defaults(command=run_service)
 
     check = commands.add_parser("check", help="lint Serve config files strictly")
@@ -127,6 +135,7 @@ def make_parser() -> argparse.ArgumentParser:
 
     add_plan_parser(commands)
     add_jobs_parser(commands)
+    add_drain_parser(commands)
 
     export = commands.add_parser("export", help="write a style for another runtime")
     completed(export.add_argument("style", metavar="STYLE"), INSTALLED_STYLES)
@@ -146,7 +155,7 @@ def run_service(options: argparse.Namespace) -> int:
     """`animegan run`."""
     from serve_app.cli.supervisor import run
 
-    return run(options.config or default_config(), options.dashboard)
+    return run(options.config or default_config(), options.dashboard, options.drain)
 
 
 def check_configs(options: argparse.Namespace) -> int:

@@ -13,19 +13,21 @@ from types import FrameType
 
 import psutil
 
-STOP_TIMEOUT_S = 90
+STOP_TIMEOUT_S = 90  # after requests in hand
 
 
-def run(config: Path, dashboard: bool = False) -> int:
+def run(config: Path, dashboard: bool = False, drain_s: float = 0) -> int:
     """Serves a config file until SIGINT or SIGTERM, and returns the exit status for the shell.
 
     Args:
         config: a Serve config file.
         dashboard: start Ray's dashboard too.
+        drain_s: how long requests in hand may take before it stops; a second signal ends the wait.
     """
     # Of this user alone. At a short path, because the names of Unix sockets in it may have 107 characters at most.
     ray_folder = tempfile.mkdtemp(prefix="animegan-", dir="/tmp")  # nosec B108 # made anew, with mode 0700
     command = [sys.executable, "-m", "serve_app.cli.local_cluster", str(config), "--ray-folder", ray_folder]
+    command += ["--drain", str(drain_s)]
     if dashboard:
         command.append("--dashboard")
     # Before the child starts: background jobs of a shell ignore SIGINT, and a child that inherits that never stops.
@@ -41,7 +43,7 @@ def run(config: Path, dashboard: bool = False) -> int:
     finally:
         ignore_signals()
         if serving is not None:
-            stop(serving)
+            stop(serving, drain_s)
         shutil.rmtree(ray_folder, ignore_errors=True)
 
 
@@ -65,6 +67,19 @@ def raise_on_signals() -> Callable[[], None]:
     return ignore
 
 
+def pass_on_the_next_signal(serving: "subprocess.Popen[bytes]") -> None:
+    """Sends SIGINT to the serving process at the next SIGINT or SIGTERM, and ignores later ones."""
+
+    def on_signal(number: int, frame: FrameType | None) -> None:
+        for each in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(each, signal.SIG_IGN)
+        with suppress(ProcessLookupError):
+            serving.send_signal(signal.SIGINT)
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, on_signal)
+
+
 def kill_session(session: int) -> None:
     """Kills every process of a session, whatever process groups they have made."""
     for process in psutil.process_iter():
@@ -73,13 +88,14 @@ def kill_session(session: int) -> None:
                 process.kill()
 
 
-def stop(serving: "subprocess.Popen[bytes]") -> None:
+def stop(serving: "subprocess.Popen[bytes]", drain_s: float) -> None:
     """Sends SIGINT, on which it shuts down the application and its Ray in order; a process that hangs is killed."""
     is_running = serving.poll() is None
     if is_running:
         serving.send_signal(signal.SIGINT)
+        pass_on_the_next_signal(serving)
         with suppress(subprocess.TimeoutExpired):
-            serving.wait(STOP_TIMEOUT_S)
+            serving.wait(drain_s + STOP_TIMEOUT_S)
     kill_session(serving.pid)  # also after it has ended: an interrupted start, or a Ray that died, leaves processes
     serving.wait()
     if is_running:

@@ -27,6 +27,7 @@ from serve_app.jobs.news import News
 from serve_app.jobs.threads import StoreThreads
 from serve_app.settings import GuardSettings, IngressSettings, JobsSettings, MetricsSettings, load_settings
 from serve_app.web.connection import GuardedProtocol
+from serve_app.web.draining import Draining
 from serve_app.web.guard import Guard, Site
 from serve_app.web.keys import is_private
 from serve_app.web.request_log import GuardLog
@@ -37,6 +38,8 @@ if TYPE_CHECKING:  # SQLAlchemy
 CALLBACK_VARIABLE = "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH"
 CALLBACK = "serve_app.deployments.proxy:middlewares"
 CONFIG_VARIABLE = "ANIMEGAN_CONFIG"
+
+DRAINING = Draining()  # of this process, if it is a proxy; `deployments.draining` switches it on
 
 logger = logging.getLogger("ray.serve")
 
@@ -67,7 +70,9 @@ def middlewares() -> list[Middleware]:
     uvicorn.config.HTTP_PROTOCOLS["auto"] = protocol  # type: ignore[assignment]  # a class will do, too
     known = site(config)
     return [  # the last is the outermost
-        Middleware(Guard, settings=settings, site=known, observer=observer, news=news_of_jobs(config)),
+        Middleware(
+            Guard, settings=settings, site=known, observer=observer, news=news_of_jobs(config), draining=DRAINING
+        ),
         Middleware(GuardLog, trusted_proxies=known.trusted_proxies, log_clients=known.log_clients),
     ]
 
@@ -84,6 +89,19 @@ def serve_metrics(config: dict[str, Any], observer: GuardMetrics) -> None:
     if not isinstance(block, dict):
         raise SettingsError("metrics: must hold keys, or be off")
     exposition.serve(load_settings(MetricsSettings, block, "metrics"), folder, observer.publish_process)
+
+
+def drain(proxy: Any, is_on: bool) -> int | None:
+    """Has a proxy drain, or take everything again; returns how many requests it has in hand, None without a guard.
+
+    It is called in the process of the proxy, through Ray.
+
+    Args:
+        proxy: Serve's actor.
+        is_on: whether it is to drain.
+    """
+    DRAINING.is_on = is_on
+    return DRAINING.in_hand if DRAINING.has_guard else None
 
 
 def warn_without_guard() -> None:

@@ -34,6 +34,7 @@ from serve_app.queueing.gate import FairGate
 from serve_app.settings import MIB, GuardSettings, LogClients
 from serve_app.web.clients import client_address
 from serve_app.web.connection import MAX_HEADER_BYTES, PROBLEM_TYPE, headers_too_large
+from serve_app.web.draining import Draining
 from serve_app.web.events import Streams, is_for_events, root_path_of
 from serve_app.web.intake import Body, ClientGone, Intake, take_in
 from serve_app.web.openai_uploads import EDITS, most_body_bytes
@@ -112,6 +113,7 @@ class Guard:
         site: the rest of the configuration.
         observer: is told what happens.
         news: of jobs; None where there are none.
+        draining: whether the proxy drains, and what it has in hand.
     """
 
     def __init__(
@@ -121,12 +123,15 @@ class Guard:
         site: Site | None = None,
         observer: GuardObserver | None = None,
         news: News | None = None,
+        draining: Draining | None = None,
     ) -> None:
         self.settings = settings or GuardSettings()
         self.site = site or Site()
         self.gate = FairGate(self.settings.max_forwarded, self.settings.max_forwarded_bytes)
         self.intake = Intake(self.settings, lambda: self.gate.retry_after_s)
         self.refusals = HeldRefusals()
+        self.draining = draining or Draining()
+        self.draining.has_guard = True
         self._app = app
         self._observer: GuardObserver = observer or Unobserved()
         self.streams: Streams | None = None
@@ -161,13 +166,28 @@ class Guard:
         headers, answer.request_id = clean_headers(scope, self._dropped)
         scope = {**scope, "headers": headers}
         check_host(scope, self.settings.allowed_hosts, self.site.is_loopback)
+        self.draining.check(scope["path"], request.is_unread)
         if self.streams is not None and is_for_events(scope):  # here, where a client that waits takes nobody's place
             send = with_id(answer.send, answer.request_id)
             await self.streams.respond(scope, request.receive, send, self._client(scope), root_path_of(scope))
             return
-        if not request.is_unread:
+        if scope["path"] in PROBES and not request.is_unread:
             await self._forward_in_time(scope, request, answer)
             return
+        with self.draining.hand():
+            if request.is_unread:
+                await self._take_in(scope, request, answer)
+            else:
+                await self._forward(scope, request.receive, request, answer)
+
+    async def _take_in(self, scope: Scope, request: "Incoming", answer: "Answer") -> None:
+        """Takes in the body of a request, and forwards it then.
+
+        Raises:
+            RequestError: if it is too large or too slow, or there is no room for it.
+            ClientGone: if nobody waits for an answer.
+        """
+        headers = scope["headers"]
         limit, announced = body_limit(scope, self.settings), content_length(headers)
         if announced > limit:
             raise too_many_bytes(limit, announced)
@@ -219,13 +239,13 @@ class Guard:
         raise self.intake.full()
 
     async def _forward_in_time(self, scope: Scope, request: "Incoming", answer: "Answer") -> None:
-        """Lets Serve answer a request without a body; while it has no Ingress, health checkers are told at once.
+        """Lets Serve answer a health check; while it has no Ingress, that is told at once.
 
         Raises:
-            NotReady: if a health check is not answered within `PROBE_S`.
+            NotReady: if it is not answered within `PROBE_S`.
         """
         try:
-            async with asyncio.timeout(PROBE_S if scope["path"] in PROBES else None) as timeout:
+            async with asyncio.timeout(PROBE_S) as timeout:
                 await self._forward(scope, request.receive, request, answer)
         except (TimeoutError, Lost) as error:  # Serve may end a cancelled request quietly, as if its Ingress were lost
             if isinstance(error, Lost) and not timeout.expired():

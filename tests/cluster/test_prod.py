@@ -7,7 +7,9 @@ import signal
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -73,9 +75,35 @@ def test_prod_paints_with_nothing_overridden_but_the_device(cluster: dict[str, s
         refusal = requests.get(f"{ADDRESS}/livez", headers={"X-Anything": b"\xff"}, timeout=60)
         assert refusal.json()["code"] == "bad-header"  # the guard is there
         assert "NO GUARD" not in (tmp_path / "log").read_text()
+        check_drain(cluster)
     finally:
         serve.send_signal(signal.SIGINT)
         serve.wait(200)
+
+
+def check_drain(environment: dict[str, str]) -> None:
+    """Has a service drain while it paints, and take everything again."""
+
+    def animegan(*arguments: str) -> str:
+        command = [*ANIMEGAN, "drain", *arguments]
+        return subprocess.run(command, env=environment, capture_output=True, text=True, check=True, timeout=120).stdout
+
+    def paint(side: int) -> requests.Response:
+        return requests.post(f"{ADDRESS}/v1/stylize", data=photo_bytes(side, side, "JPEG"), timeout=120)
+
+    with ThreadPoolExecutor(2) as pool:
+        in_hand = [pool.submit(paint, side) for side in (1000, 800)]
+        time.sleep(1)
+        told = animegan()
+        assert [answer.done() for answer in in_hand] == [True, True]
+        assert [answer.result().status_code for answer in in_hand] == [200, 200]
+    assert told.startswith("requests in hand: ")
+    assert told.endswith("\nrequests in hand: 0\n")
+    assert not answers("/readyz")
+    assert paint(64).json()["code"] == "stopping"
+    animegan("--undo")
+    assert answers("/readyz")
+    assert paint(64).status_code == 200
 
 
 def test_prod_without_cuda_is_refused_with_a_reason(cluster: dict[str, str]) -> None:

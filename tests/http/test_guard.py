@@ -27,7 +27,9 @@ from serve_app.jobs.news import News
 from serve_app.jobs.reader import JobReader
 from serve_app.jobs.threads import StoreThreads
 from serve_app.web import guard, refusals
+from serve_app.web.draining import Draining
 from serve_app.web.guard import Guard, Site
+from serve_app.web.request_log import PROBES
 from serve_app.web.routes import create_app
 
 PHOTO = photo_bytes(60, 80)
@@ -535,3 +537,50 @@ class TestEvents:
         with guarded(echo) as address:
             requests.get(f"{address}/v1/jobs/events?id=x", timeout=10)
         assert len(echo.scopes) == 1
+
+
+class TestDraining:
+    def test_new_bodies_are_refused_and_what_is_in_hand_is_answered(self) -> None:
+        app, draining = Echo(), Draining()
+        app.may_answer.clear()
+        answers: list[requests.Response] = []
+        with guarded(app, draining=draining) as address:
+            senders = [
+                threading.Thread(target=lambda: answers.append(post(address))),
+                threading.Thread(target=lambda: answers.append(requests.get(f"{address}/v1/jobs/1", timeout=60))),
+            ]
+            for sender in senders:
+                sender.start()
+            wait_for(lambda: app.inside == 2, 9)
+            assert draining.in_hand == 2
+            draining.is_on = True
+            refusal = post(address)
+            assert (refusal.status_code, code(refusal), refusal.headers["retry-after"]) == (503, "stopping", "5")
+            assert refusal.headers["connection"] == "close"
+            assert app.inside == draining.in_hand == 2
+            app.may_answer.set()
+            for sender in senders:
+                sender.join()
+            assert [answer.status_code for answer in answers] == [200, 200]
+            wait_for(lambda: draining.in_hand == 0, 9)
+
+    def test_load_balancers_are_told_and_the_process_is_not_called_dead(self) -> None:
+        draining = Draining()
+        with guarded(Echo(), draining=draining) as address:
+            for is_on in (True, False):
+                draining.is_on = is_on
+                answers = {path: requests.get(address + path, timeout=9) for path in PROBES}
+                statuses = {path: answer.status_code for path, answer in answers.items()}
+                ready = 503 if is_on else 200
+                assert statuses == {"/livez": 200, "/readyz": ready, "/-/healthz": ready}
+                assert requests.get(f"{address}/v1/styles", timeout=9).status_code == 200
+
+    @pytest.mark.parametrize("way", ["refused", "broken off", "lost"])
+    def test_nothing_stays_in_hand_whatever_becomes_of_a_request(self, way: str) -> None:
+        draining = Draining()
+        with guarded(TestAnswers.bare(500), draining=draining, max_bytes=1000) as address:
+            if way == "broken off":
+                say(address, request_head("/v1/stylize", "Content-Length: 900") + b"x")
+            else:
+                assert post(address, b"x" * (5000 if way == "refused" else 5)).status_code in (413, 503)
+            wait_for(lambda: draining.in_hand == 0, 9)

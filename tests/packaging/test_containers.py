@@ -186,9 +186,13 @@ def test_compose_mounts_what_the_repository_has() -> None:
 
 
 def test_compose_stops_the_service_no_sooner_than_it_would_stop_itself() -> None:
+    from serve_app.cli.drain import TIMEOUT_S
     from serve_app.cli.supervisor import STOP_TIMEOUT_S
 
-    assert int(COMPOSE["services"]["animegan"]["stop_grace_period"].removesuffix("s")) > STOP_TIMEOUT_S
+    grace_s = int(COMPOSE["services"]["animegan"]["stop_grace_period"].removesuffix("s"))
+    (unit_s,) = re.findall(r"^TimeoutStopSec=(\d+)$", (ROOT / "docs" / "deploy.md").read_text(), re.MULTILINE)
+    assert grace_s > TIMEOUT_S + STOP_TIMEOUT_S
+    assert int(unit_s) > TIMEOUT_S + STOP_TIMEOUT_S
 
 
 def test_prometheus_and_grafana_ask_where_the_metrics_are() -> None:

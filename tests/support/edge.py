@@ -12,6 +12,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from serve_app.jobs.news import News
 from serve_app.settings import GuardSettings
 from serve_app.web.connection import GuardedProtocol
+from serve_app.web.draining import Draining
 from serve_app.web.guard import Guard, GuardObserver, Site
 from serve_app.web.request_log import GuardLog
 
@@ -23,6 +24,7 @@ def guarded(
     observer: GuardObserver | None = None,
     news: News | None = None,
     port: int | None = None,
+    draining: Draining | None = None,
     **settings: object,
 ) -> Iterator[str]:
     """Serves an application behind the guard; yields its address. By default on any free port."""
@@ -30,7 +32,7 @@ def guarded(
     limits = GuardSettings.model_validate(settings)
     protocol = type("Protocol", (GuardedProtocol,), {"header_timeout_s": limits.header_timeout_s})
     config = uvicorn.Config(
-        GuardLog(Guard(app, limits, site, observer, news), known.trusted_proxies, known.log_clients),
+        GuardLog(Guard(app, limits, site, observer, news, draining), known.trusted_proxies, known.log_clients),
         port=port or free_port(),
         http=protocol,
         lifespan="off",

@@ -1,8 +1,9 @@
 """Serves a config file on a Ray of its own on this machine.
 
 It does what `serve run` does, without Ray's dashboard. It also says when the service is ready, and exits with a reason
-if the deployment fails, where `serve run` sleeps on. SIGINT shuts down the application and its Ray in order. If
-RAY_ADDRESS names a cluster, that is used instead of a Ray of its own.
+if the deployment fails, where `serve run` sleeps on. At SIGINT it answers what it has in hand, and shuts down the
+application and its Ray in order; a second SIGINT ends the wait. If RAY_ADDRESS names a cluster, that is used instead of
+a Ray of its own.
 """
 
 import argparse
@@ -18,11 +19,13 @@ import psutil
 import ray
 import requests
 from ray import serve
+from ray.exceptions import RayError
 from ray.serve.context import _get_global_client
 from ray.serve.schema import ServeDeploySchema
 
 from serve_app.cli.config_lint import load_config
 from serve_app.cli.local_cluster.environment import ray_environment
+from serve_app.deployments.draining import drain_service
 from serve_app.deployments.proxy import CONFIG_VARIABLE
 from serve_app.errors import AnimeganError, SettingsError
 from serve_app.settings import IngressSettings, load_settings
@@ -44,6 +47,7 @@ def main() -> int:
     parser.add_argument("config", type=Path)
     parser.add_argument("--ray-folder", type=Path, required=True)
     parser.add_argument("--dashboard", action="store_true")
+    parser.add_argument("--drain", type=float, default=0.0)
     options = parser.parse_args()
     try:
         start(options.config, options.ray_folder, options.dashboard)
@@ -56,8 +60,27 @@ def main() -> int:
         print(f"animegan: {error}", file=sys.stderr)  # after everything that Ray prints
         return 1
     except KeyboardInterrupt:
+        finish_requests(options.drain)
         shut_down()
     return 0
+
+
+def finish_requests(timeout_s: float) -> None:
+    """Has the service take nothing new, and waits until what it has in hand is answered, or for the next SIGINT."""
+
+    def tell(in_hand: int) -> None:
+        if in_hand:
+            print(f"requests in hand: {in_hand} (up to {timeout_s:g} s; Ctrl-C ends the wait)", flush=True)
+
+    try:
+        if timeout_s and ray.is_initialized():
+            drain_service(timeout_s, tell)
+    except KeyboardInterrupt:
+        print("not waiting", flush=True)
+    except (AnimeganError, RayError) as error:
+        print(f"not waiting: {error}", flush=True)
+    finally:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 class RayDied(AnimeganError):

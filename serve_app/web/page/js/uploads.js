@@ -18,6 +18,7 @@ const LATER_S = 5; // after a refusal that may pass, and does not say when
 const PASSING = new Set([
   "too-busy",
   "not-ready",
+  "stopping",
   "out-of-memory",
   "lost",
   "store-unavailable",
