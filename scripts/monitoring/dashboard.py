@@ -249,6 +249,12 @@ ROWS: dict[str, list[Panel]] = {
             {"Stylizer {{number}} at {{instance}}": "animegan_styles_loaded"},
         ),
         Panel(
+            "Replicas retired within an hour",
+            "Past their age or their memory mark, and replaced. If they retire for memory, something leaks.",
+            "short",
+            {"{{deployment}}": "sum by (deployment) (increase(animegan_retired_replicas_total[1h]))"},
+        ),
+        Panel(
             "Processes",
             "That publish metrics, by kind.",
             "short",

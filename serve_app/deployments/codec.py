@@ -49,7 +49,7 @@ class Codec:
         self.stylizer = Callee(stylizer)
         self.occupancy = Occupancy()
         self.background = asyncio.Semaphore(self.settings.background_places)
-        self.retirement = Retirement()
+        self.retirement = Retirement(self.metrics.retires)
         self.interval = Interval(lambda: self.metrics.publish(self.pool.server.pid))
 
     async def reconfigure(self, user_config: dict[str, Any]) -> None:

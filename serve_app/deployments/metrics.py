@@ -285,7 +285,21 @@ class IngressMetrics(ProcessMetrics):
         self._queue_time.set(self._settings.queue_time_s)
 
 
-class CodecMetrics(ProcessMetrics):
+class RetiringMetrics(ProcessMetrics):
+    """What a replica that may retire takes of the machine, and that it retires."""
+
+    def __init__(self, deployment: str) -> None:
+        super().__init__(deployment)
+        self._retired_replicas = counter("retired_replicas", "Replicas that have left to be replaced.", "deployment")
+        self._deployment = deployment
+        self._retired_replicas.labels(deployment)  # so that it counts from zero
+
+    def retires(self) -> None:
+        """Counts that this replica leaves."""
+        self._retired_replicas.labels(self._deployment).inc()
+
+
+class CodecMetrics(RetiringMetrics):
     """What a Codec and its decoders take of the machine."""
 
     def __init__(self) -> None:
@@ -325,7 +339,7 @@ class Memory(Protocol):
         """Returns the bytes of tensors on the card, those that the allocator holds, and those that it may hold."""
 
 
-class StylizerMetrics(ProcessMetrics):
+class StylizerMetrics(RetiringMetrics):
     """Metrics of batches, and the figures for autoscaling; see `queueing.batching.Observer`."""
 
     def __init__(self) -> None:

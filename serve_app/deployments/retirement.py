@@ -66,6 +66,7 @@ class Retirement:
     """Decides when this replica retires; its health check asks.
 
     Args:
+        on_leave: is called once, when this replica leaves.
         peers: returns the replicas of the deployment; it may block.
         private_bytes: returns the memory of this process that it shares with no other.
         clock: seconds, monotonic.
@@ -74,11 +75,13 @@ class Retirement:
 
     def __init__(
         self,
+        on_leave: Callable[[], None],
         peers: Callable[[], Peers] | None = None,
         private_bytes: Callable[[], int] | None = None,
         clock: Callable[[], float] = time.monotonic,
         wall_clock: Callable[[], float] = time.time,
     ) -> None:
+        self._on_leave = on_leave
         self._peers = peers or peers_of_this_replica
         self._private_bytes = private_bytes or private_bytes_of_this_process
         self._clock, self._wall_clock = clock, wall_clock
@@ -111,6 +114,8 @@ class Retirement:
                 logger.info("this replica is to be replaced: %s", reason)
             self._reason = reason
             self._is_leaving = bool(reason) and self._may_leave(await asyncio.to_thread(self._peers))
+            if self._is_leaving:
+                self._on_leave()
         if self._is_leaving:
             raise Retiring(f"This replica retires, which is no fault: {self._reason}.")
 

@@ -52,7 +52,7 @@ class Stylizer:
         self.batcher: Batcher[Key, Frame, Frame] = Batcher(self, self.settings.max_batch_size, observer=self.metrics)
         self.traces = BatchTraces()
         self.releasing: asyncio.TimerHandle | None = None
-        self.retirement = Retirement()
+        self.retirement = Retirement(self.metrics.retires)
 
     async def reconfigure(self, user_config: dict[str, Any]) -> None:
         """Takes new settings; Serve calls it at the start and when the config changes."""

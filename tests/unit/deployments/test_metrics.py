@@ -122,6 +122,13 @@ def test_stylizer_says_what_waits_and_what_painting_takes() -> None:
     assert [one(each) for each in (metrics._predicted, metrics._allocated, metrics._share)] == [6, 1, 3]
 
 
+def test_retired_replicas_count_from_zero() -> None:
+    for metrics, name in ((StylizerMetrics(), "Stylizer"), (CodecMetrics(), "Codec")):
+        before = said(metrics._retired_replicas)[name,]
+        metrics.retires()
+        assert said(metrics._retired_replicas)[name,] == before + 1
+
+
 def test_codec_says_what_its_decoders_take_and_goes_on_when_they_have_died() -> None:
     metrics = CodecMetrics()
     with subprocess.Popen(["sleep", "60"]) as server:

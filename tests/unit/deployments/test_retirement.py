@@ -35,9 +35,14 @@ class Replica:
     """A replica whose clock, memory and peers the test sets."""
 
     def __init__(self, running: int = 2, rank: int = 0) -> None:
-        self.now_s, self.memory, self.asked = 0.0, 0, 0
+        self.now_s, self.memory, self.asked, self.left = 0.0, 0, 0, 0
         self.peers = Peers(running, True, rank, running, CHECK_S)
-        self.retirement = Retirement(self._look, lambda: self.memory, lambda: self.now_s, lambda: self.now_s)
+        self.retirement = Retirement(
+            self._leave, self._look, lambda: self.memory, lambda: self.now_s, lambda: self.now_s
+        )
+
+    def _leave(self) -> None:
+        self.left += 1
 
     def _look(self) -> Peers:
         self.asked += 1
@@ -68,12 +73,14 @@ def test_a_replica_retires_at_its_age_within_a_tenth() -> None:
     replica = Replica()
     replica.in_turn(DAY_S * (1 - JITTER) - 3 * TURN_S)
     assert not replica.retires(retire_after_s=DAY_S)
+    assert replica.left == 0
     replica.in_turn(LATEST_S)
-    assert replica.retires(retire_after_s=DAY_S)
+    assert all(replica.retires(retire_after_s=DAY_S) for _ in range(3))
+    assert replica.left == 1
 
 
 def test_replicas_that_started_together_do_not_retire_together() -> None:
-    ages = {Retirement(Replica()._look)._age_factor for _ in range(20)}
+    ages = {Retirement(Replica()._leave)._age_factor for _ in range(20)}
     assert len(ages) == 20
 
 
