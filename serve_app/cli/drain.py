@@ -3,11 +3,13 @@
 import argparse
 import logging
 import os
+import socket
 from typing import Any
 
 from serve_app.cli.arguments import add_command
 from serve_app.errors import AnimeganError
 
+CONNECT_S = 5.0
 TIMEOUT_S = 300.0  # the shipped configs answer every request within it
 EXAMPLES = """
 examples:
@@ -50,6 +52,17 @@ def seconds(text: str) -> float:
     return number
 
 
+def check_address(address: str) -> None:
+    """Checks that something listens at HOST:PORT: Ray itself would try for more than a minute.
+
+    Raises:
+        OSError: if nothing does.
+    """
+    host, _, port = address.rpartition(":")
+    if port.isdecimal():
+        socket.create_connection((host, int(port)), CONNECT_S).close()
+
+
 def drain_cluster(options: argparse.Namespace) -> int:
     """`animegan drain`."""
     import ray
@@ -58,9 +71,11 @@ def drain_cluster(options: argparse.Namespace) -> int:
 
     address = options.address or os.environ.get("RAY_ADDRESS") or "auto"
     try:
+        check_address(address)
         ray.init(address, logging_level=logging.ERROR, log_to_driver=False)
-    except (ConnectionError, ValueError, RuntimeError) as error:
-        raise AnimeganError(f"no Ray cluster can be reached at {address}: {error}") from None
+    except (OSError, ValueError, RuntimeError) as error:
+        where = "on this machine" if address == "auto" else f"at {address}"
+        raise AnimeganError(f"no Ray cluster can be reached {where}: {error}") from None
     try:
         if not proxies():
             raise AnimeganError("this cluster runs no service")

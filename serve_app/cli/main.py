@@ -88,7 +88,12 @@ def make_parser() -> argparse.ArgumentParser:
     add_paint_parser(commands)
     add_batch_parser(commands)
 
-    run = commands.add_parser("run", help="serve a config file on this machine until Ctrl-C")
+    run = commands.add_parser(
+        "run",
+        help="serve a config file on this machine until Ctrl-C",
+        description="Serves a config file on this machine until Ctrl-C or SIGTERM. Then it finishes what it has in "
+        "hand; the next signal ends that.",
+    )
     completed(run.add_argument("config", nargs="?", type=Path, help="default: the shipped configs/local.yaml"), FILE)
     run.add_argument("--dashboard", action="store_true", help="start Ray's dashboard too (220 MB more)")
     run.add_argument(

@@ -3,6 +3,7 @@
 import argparse
 import importlib.util
 import json
+import os
 import signal
 import sys
 from collections.abc import Iterator
@@ -14,7 +15,7 @@ from serve_app.cli.arguments import DEFAULTS, FILE, add_command, add_look, bound
 from serve_app.cli.batch.manifest import FOLDER, Manifest, read_manifest
 from serve_app.cli.batch.plan import Plan, list_names, lost_lines, make_plan
 from serve_app.cli.batch.progress import Progress, parsed
-from serve_app.cli.batch.storage import Storage, open_storage
+from serve_app.cli.batch.storage import LocalStorage, Storage, open_storage
 from serve_app.cli.paint.reports import as_json
 from serve_app.errors import AnimeganError
 from serve_app.styles.catalogue import find_style, installed_styles, read_catalogue
@@ -90,6 +91,8 @@ def paint_batch(options: argparse.Namespace) -> int:
     """`animegan batch`."""
     check_options(options)
     source, destination = open_storage(options.source), open_storage(options.destination)
+    if isinstance(source, LocalStorage) and not os.path.isdir(source.address):
+        raise AnimeganError(f"there is no folder {options.source}")
     with stopping() as stopped:
         names = list_names(destination)
         earlier = read_manifest(destination, names.get(FOLDER, ()))

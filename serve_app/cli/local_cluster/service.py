@@ -76,7 +76,7 @@ def finish_requests(timeout_s: float) -> None:
         if timeout_s and ray.is_initialized():
             drain_service(timeout_s, tell)
     except KeyboardInterrupt:
-        print("not waiting", flush=True)
+        print("not waiting; Ray takes some 20 s to stop", flush=True)
     except (AnimeganError, RayError) as error:
         print(f"not waiting: {error}", flush=True)
     finally:

@@ -6,10 +6,11 @@ import os
 import signal
 import sys
 from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 from serve_app.cli.arguments import DEFAULTS, FILE, add_command, add_look, completed
-from serve_app.cli.paint.photographs import Photograph, find_photographs
+from serve_app.cli.paint.photographs import PIPE, Photograph, find_photographs
 from serve_app.cli.paint.reports import Reporter
 from serve_app.cli.paint.work import Backend, Workers, settled
 from serve_app.engine.host_memory import available_bytes
@@ -63,6 +64,7 @@ def paint_photographs(options: argparse.Namespace) -> int:
     if not photographs:
         raise AnimeganError("there are no photographs there")
     check_streams(options, photographs)
+    check_output(options.output)
     unsettled = [each for each in photographs if settled(each) is None]
     backend = open_backend(options) if unsettled else None
     stopped: list[int] = []
@@ -105,6 +107,19 @@ def check_streams(options: argparse.Namespace, photographs: list[Photograph]) ->
             raise AnimeganError("the painting would go to the terminal; name a file with -o, or use a pipe")
     if any(each.source is None for each in photographs) and sys.stdin.isatty():
         raise AnimeganError("- reads the photograph from a pipe, and there is none")
+
+
+def check_output(output: str | None) -> None:
+    """Checks that no part of the path of the paintings is a file.
+
+    Raises:
+        AnimeganError: if one is.
+    """
+    if output in (None, PIPE):
+        return
+    place = next(place for place in (Path(str(output)), *Path(os.path.abspath(str(output))).parents) if place.exists())
+    if not place.is_dir() and place != Path(str(output)):
+        raise AnimeganError(f"{output} cannot be written: {place} is a file")
 
 
 def open_backend(options: argparse.Namespace) -> Backend:

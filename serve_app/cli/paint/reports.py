@@ -24,6 +24,7 @@ class Reporter:
     def __init__(self, count: int, as_json: bool) -> None:
         self._as_json = as_json
         self._counts = {"painted": 0, "skipped": 0, "failed": 0}
+        self._left = count
         self._failures: list[Outcome] = []
         self._has_pipe = False
         self._bar = tqdm(total=count, unit="photo", file=sys.stderr, disable=None, dynamic_ncols=True)
@@ -47,6 +48,7 @@ class Reporter:
                 tqdm.write(line, file=sys.stdout)
                 sys.stdout.flush()
         if settled(outcome.photograph) is None:
+            self._left -= 1
             self._bar.update()
 
     def __enter__(self) -> "Reporter":
@@ -56,7 +58,8 @@ class Reporter:
         """Says how many were painted, and which failed and why, on standard error."""
         self._bar.close()
         if not self._has_pipe:
-            print(", ".join(f"{count} {status}" for status, count in self._counts.items()), file=sys.stderr)
+            counts = self._counts | ({"left": self._left} if self._left else {})  # if the run has ended early
+            print(", ".join(f"{count} {status}" for status, count in counts.items()), file=sys.stderr)
         for failure in self._failures:
             print(f"animegan: {printable(failure.photograph.name)}: {printable(failure.error)}", file=sys.stderr)
 

@@ -332,6 +332,13 @@ def test_nothing_to_paint_needs_no_cluster(
     assert earlier_in(LocalStorage(tmp_path / "out")).painted == {"a.jpg", "c.jpg"}
 
 
+def test_folder_that_is_not_there_is_told_of(
+    animegan: RunCommand, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert animegan("batch", tmp_path / "nowhere", tmp_path / "out") == 1
+    assert capsys.readouterr().err == f"animegan: there is no folder {tmp_path / 'nowhere'}\n"
+
+
 def test_missing_extra_is_told_of(
     animegan: RunCommand, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

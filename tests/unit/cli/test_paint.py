@@ -247,6 +247,16 @@ def test_place_that_can_hold_no_painting_is_found_before_painting(
     assert f"in/deep/0.png: Not a directory ({Path.cwd() / 'out' / 'deep'})." in capsys.readouterr().err
 
 
+def test_path_through_a_file_is_told_before_anything_is_loaded(
+    animegan: RunCommand, backend: InvertingBackend, capsys: pytest.CaptureFixture[str]
+) -> None:
+    make_photos(1)
+    for output in ("in/0.png/out", "in/0.png/out.jpg"):
+        assert animegan("paint", "in/0.png", "-o", output) == 1
+        place = Path.cwd() / "in" / "0.png"
+        assert capsys.readouterr().err == f"animegan: {output} cannot be written: {place} is a file\n"
+
+
 def test_file_system_that_takes_no_files_is_told_from_a_folder_that_is_closed(
     animegan: RunCommand,
     backend: InvertingBackend,
@@ -348,7 +358,7 @@ def test_signal_ends_a_run_at_once_and_leaves_no_half_file(program: Programs, nu
     stopped.send_signal(number)
     out, err = stopped.communicate(timeout=TIMEOUT_S)
     assert (stopped.returncode, out) == (128 + number, b"")
-    assert err == b"5 painted, 0 skipped, 0 failed\nanimegan: stopped; the same command goes on from here\n"
+    assert err == b"5 painted, 0 skipped, 0 failed, 7 left\nanimegan: stopped; the same command goes on from here\n"
     assert len(files_in("out")) == 5
 
 
