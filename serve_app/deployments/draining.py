@@ -9,7 +9,7 @@ from collections.abc import Callable
 from typing import Any
 
 import ray
-from ray.exceptions import RayError
+from ray.exceptions import GetTimeoutError, RayError
 from ray.serve._private.constants import SERVE_NAMESPACE, SERVE_PROXY_NAME
 from ray.util import list_named_actors
 
@@ -64,6 +64,8 @@ def asked(proxy: Any, is_on: bool) -> int:
     """
     try:
         in_hand: int | None = ray.get(proxy.__ray_call__.remote(drain, is_on), timeout=ANSWER_S)
+    except GetTimeoutError:
+        return 1  # too busy to say: it has something in hand
     except RayError as error:
         logger.warning("a proxy does not answer: %s", error)
         return 0

@@ -3,9 +3,12 @@
 import re
 import signal
 from collections.abc import Callable, Iterator
+from types import SimpleNamespace
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
+from ray.exceptions import GetTimeoutError, RayActorError
 from service import free_port
 
 from serve_app.cli.local_cluster import service
@@ -42,6 +45,15 @@ def test_changes_are_told_until_nothing_is_in_hand(in_hand: list[Any]) -> None:
     in_hand += [2, 2, 1, 0]
     assert draining.drain_service(60, told.append) == 0
     assert told == [2, 1, 0]
+
+
+@pytest.mark.parametrize(("error", "in_hand"), [(GetTimeoutError(), 1), (RayActorError(), 0)])
+def test_proxy_that_is_busy_is_waited_for_and_one_that_died_is_not(
+    monkeypatch: pytest.MonkeyPatch, error: Exception, in_hand: int
+) -> None:
+    proxy = SimpleNamespace(__ray_call__=Mock())
+    monkeypatch.setattr("ray.get", Mock(side_effect=error))
+    assert draining.asked(proxy, True) == in_hand
 
 
 def test_requests_that_take_too_long_are_left(in_hand: list[Any]) -> None:
