@@ -11,7 +11,7 @@ from typing import Any
 
 from serve_app.cli.arguments import DEFAULTS, FILE, add_command, add_look, completed
 from serve_app.cli.paint.photographs import PIPE, Photograph, find_photographs
-from serve_app.cli.paint.reports import Reporter
+from serve_app.cli.paint.reports import Reporter, tell
 from serve_app.cli.paint.work import Backend, Workers, settled
 from serve_app.engine.host_memory import available_bytes
 from serve_app.errors import AnimeganError
@@ -131,7 +131,7 @@ def open_backend(options: argparse.Namespace) -> Backend:
     if options.url is not None:
         from serve_app.cli.paint.remote import RemotePainter, read_key
 
-        return RemotePainter(options.url, read_key(), options.style, options.max_side, options.quality)
+        return RemotePainter(options.url, read_key(), options.style, options.max_side, options.quality, tell)
     from serve_app.cli.paint.local import LocalPainter
 
     return LocalPainter(

@@ -13,7 +13,7 @@ from urllib.parse import urlsplit
 import requests
 from pydantic import ValidationError
 from requests.adapters import HTTPAdapter
-from urllib3 import Retry
+from urllib3 import BaseHTTPResponse, Retry
 from urllib3.exceptions import HTTPError, NewConnectionError
 
 from serve_app.cli.paint.photographs import PhotographError
@@ -61,6 +61,7 @@ class RemotePainter:
         style: None for the service's default.
         max_side: None for the service's default.
         quality: None for each format's default.
+        tell: is called with a sentence, in any thread, when the service is gone and will be tried again.
 
     Attributes:
         max_bytes: of one photograph, as the service says.
@@ -71,12 +72,23 @@ class RemotePainter:
 
     at_once = AT_ONCE
 
-    def __init__(self, url: str, key: str | None, style: str | None, max_side: int | None, quality: int | None) -> None:
+    def __init__(
+        self,
+        url: str,
+        key: str | None,
+        style: str | None,
+        max_side: int | None,
+        quality: int | None,
+        tell: Callable[[str], None],
+    ) -> None:
         self._url = checked_url(url)
+        self._tell = tell
+        self._is_gone = False  # as far as it was told
         options = {"style": style, "max_side": max_side, "quality": quality}
         self._options = {name: value for name, value in options.items() if value is not None}
         self._session = open_session(key)
-        self._session.mount(f"{self._url}/v1/stylize", HTTPAdapter(pool_maxsize=AT_ONCE, max_retries=patient_retry()))
+        retry = patient_retry(self._tell_once)
+        self._session.mount(f"{self._url}/v1/stylize", HTTPAdapter(pool_maxsize=AT_ONCE, max_retries=retry))
         self.max_bytes = self._check_options(self._read_styles())
 
     async def __aenter__(self) -> "RemotePainter":
@@ -112,6 +124,7 @@ class RemotePainter:
                 stream=True,
             ) as answer:
                 content = read_answer(answer)
+                self._is_gone = False
         except TooLongToWait as error:
             raise PhotographError("too-busy", str(error)) from None
         except (requests.RequestException, HTTPError) as error:
@@ -121,6 +134,11 @@ class RemotePainter:
         if answer.status_code != 200:
             raise refusal(answer.status_code, answer.headers, content)
         return painting(answer.headers, content, MEDIA_TYPES[format])
+
+    def _tell_once(self) -> None:
+        if not self._is_gone:
+            self._is_gone = True
+            self._tell(f"{self._url} does not answer; it is tried again for a while")
 
     def _read_styles(self) -> StyleList:
         try:
@@ -208,9 +226,20 @@ def open_session(key: str | None) -> requests.Session:
     return session
 
 
-def patient_retry() -> PatientRetry:
-    """Returns how a photograph is sent again. The answer to the last attempt is returned, whatever it is."""
-    return PatientRetry(
+def patient_retry(tell: Callable[[], None]) -> PatientRetry:
+    """Returns how a photograph is sent again. The answer to the last attempt is returned, whatever it is.
+
+    Args:
+        tell: is called before each pause after an attempt that nobody has answered.
+    """
+
+    class TellingRetry(PatientRetry):
+        def sleep(self, response: BaseHTTPResponse | None = None) -> None:
+            if response is None:
+                tell()
+            super().sleep(response)
+
+    return TellingRetry(
         total=TRIES_WHILE_BUSY,
         connect=TRIES_TO_CONNECT,
         read=TRIES_AFTER_A_BREAK,

@@ -64,6 +64,11 @@ class Reporter:
             print(f"animegan: {printable(failure.photograph.name)}: {printable(failure.error)}", file=sys.stderr)
 
 
+def tell(text: str) -> None:
+    """Prints a sentence on standard error, above the bar if there is one; from any thread."""
+    tqdm.write(f"animegan: {text}", file=sys.stderr)
+
+
 def as_json(outcome: Outcome) -> dict[str, Any]:
     """Returns the members of a line for programs."""
     photograph, receipt, error = outcome.photograph, outcome.receipt, outcome.error

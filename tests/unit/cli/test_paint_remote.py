@@ -1,5 +1,6 @@
 """`animegan paint --url`: the service's refusals, its wishes to be left alone, keys, and what no service answers."""
 
+import asyncio
 import json
 import threading
 import time
@@ -18,7 +19,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.types import Receive, Scope, Send
 
 from serve_app import Painter
-from serve_app.cli.paint.remote import PatientRetry, TooLongToWait, checked_url
+from serve_app.cli.paint.remote import PatientRetry, RemotePainter, TooLongToWait, checked_url
 from serve_app.errors import AnimeganError, BrokenImage, TooBusy, Unauthorized
 from serve_app.frames import Client, EncodedImage, Receipt, StylizeRequest
 from serve_app.images.decode import decode
@@ -270,6 +271,16 @@ def test_server_of_something_else_and_no_server_are_told_at_once(
     url = f"http://127.0.0.1:{free_port()}"
     assert animegan("paint", "in", "-o", "out", "--url", url) == 1
     assert capsys.readouterr().err == f"animegan: {url} cannot be reached: Connection refused\n"
+
+
+def test_service_that_goes_while_it_paints_is_tried_again_and_that_is_said_once(pauses: list[float]) -> None:
+    said: list[str] = []
+    with served(create_app(FakePipeline())) as url:
+        painter = RemotePainter(url, None, None, None, None, said.append)
+    with pytest.raises(AnimeganError, match=f"{url} cannot be reached any more: Connection refused"):
+        asyncio.run(painter.paint(photo_bytes(24, 32), "png"))
+    assert len(pauses) == 4  # the first attempt after the break is at once
+    assert said == [f"{url} does not answer; it is tried again for a while"]
 
 
 @pytest.mark.parametrize(
