@@ -41,7 +41,8 @@ class Health:
                 answered = False
             self.failures += not answered
             self.worst_s = max(self.worst_s, time.monotonic() - began)
-            self.peak_bytes = max(self.peak_bytes, memory_bytes(*self.processes))
+            if self.processes:
+                self.peak_bytes = max(self.peak_bytes, memory_bytes(*self.processes))
 
 
 def memory_bytes(*processes: psutil.Process) -> int:
