@@ -122,7 +122,7 @@ class TestLargerSizes:
         viewer = visit.view("holiday.jpg")
         expect(viewer.locator("#receipt")).to_contain_text("The size chosen was up to 1,024 px on the longer side.")
         viewer.get_by_role("button", name="Paint it larger, up to 2,000 px").click()
-        larger = viewer.get_by_role("button", name="up to 2,000 px")
+        larger = viewer.get_by_role("button", name="Toon up to 2,000 px")
         expect(larger).to_be_enabled()
         larger.click()
         expect(viewer.locator("#receipt")).to_contain_text(f"It has the size of your photo, 1800 {TIMES} 1200.")
