@@ -14,9 +14,9 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(pytest.mark.skipif(not CHROMIUM.exists(), reason=reason))
 
 
-@pytest.fixture(
-    scope="module"
-)  # Playwright runs an event loop in this thread until it ends: no other file could run its own
+# Of a file, not of the session: Playwright runs an event loop in this thread until it ends, and no other file could run
+# its own.
+@pytest.fixture(scope="module")
 def chromium() -> Iterator[Browser]:
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
