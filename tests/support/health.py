@@ -41,11 +41,10 @@ class Health:
                 answered = False
             self.failures += not answered
             self.worst_s = max(self.worst_s, time.monotonic() - began)
-            if self.processes:
-                self.peak_bytes = max(self.peak_bytes, memory_bytes(*self.processes))
+            self.peak_bytes = max(self.peak_bytes, memory_bytes(*self.processes))
 
 
 def memory_bytes(*processes: psutil.Process) -> int:
     """Memory that is resident in these processes, in bytes; the object store, which all of them map, counts once."""
     sizes = [process.memory_info() for process in processes]
-    return sum(size.rss - size.shared for size in sizes) + max(size.shared for size in sizes)
+    return sum(size.rss - size.shared for size in sizes) + max((size.shared for size in sizes), default=0)
